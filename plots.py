@@ -1,0 +1,156 @@
+"""The pictures of a run: numbers in, PNG bytes out."""
+
+import io
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+TRAIN, TEST, MARK = "tab:blue", "tab:orange", "tab:green"
+
+
+def curves(history: list[dict], split: str, target: float, title: str) -> bytes:
+    """Loss, accuracy with the target line, and learning rate, against the epoch.
+
+    Args:
+        history: a dict an epoch: epoch, lr, train_loss, train_acc (percent), {split}_loss,
+            {split}_acc.
+        split: "test" or "val", what was evaluated each epoch.
+        target: accuracy in percent.
+    """
+    epochs = [row["epoch"] for row in history]
+    # One epoch is a point; it needs a marker to be seen.
+    style = {"marker": "o", "markersize": 3}
+    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    figure.suptitle(title)
+    loss, accuracy, rate = figure.subplots(1, 3)
+    for axes, name in ((loss, "loss"), (accuracy, "acc")):
+        axes.plot(
+            epochs, [row[f"train_{name}"] for row in history], color=TRAIN, label="train", **style
+        )
+        axes.plot(
+            epochs, [row[f"{split}_{name}"] for row in history], color=TEST, label=split, **style
+        )
+    loss.set(title="Loss", ylabel="cross-entropy (nats)")
+    loss.legend()
+    accuracy.axhline(target, color=MARK, linestyle="--", label=f"target {target:g} %")
+    accuracy.set(title="Accuracy", ylabel="accuracy (%)")
+    accuracy.legend(loc="lower right")
+    rate.plot(epochs, [row["lr"] for row in history], color="tab:red", **style)
+    rate.set(title="Learning rate at the end of the epoch", ylabel="learning rate")
+    rate.set_ylim(bottom=0)
+    for axes in (loss, accuracy, rate):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    return _png(figure)
+
+
+def confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], title: str) -> bytes:
+    """Counts in each cell; the colour is the share of the true class (the row).
+
+    Args:
+        matrix: int, (classes, classes); row true, column predicted.
+    """
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(8.5, 7.5), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+    for row in range(len(classes)):
+        for column in range(len(classes)):
+            axes.text(
+                column,
+                row,
+                str(matrix[row, column]),
+                ha="center",
+                va="center",
+                color="white" if share[row, column] > 0.5 else "black",
+            )
+    ticks = range(len(classes))
+    axes.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, classes)
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
+    return _png(figure)
+
+
+def class_accuracy(matrix: np.ndarray, classes: tuple[str, ...], title: str) -> bytes:
+    """Accuracy of each class, worst first, with the mean of all images as a line.
+
+    Args:
+        matrix: int, (classes, classes); row true, column predicted.
+    """
+    accuracy = 100 * matrix.diagonal() / np.maximum(matrix.sum(axis=1), 1)
+    overall = 100 * matrix.trace() / max(matrix.sum(), 1)
+    order = np.argsort(accuracy, kind="stable")
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.barh([classes[index] for index in order], accuracy[order], color=TRAIN)
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.axvline(overall, color=TEST, linestyle="--", label=f"all images {overall:.2f} %")
+    axes.set_xlim(0, 108)  # room for the label of a full bar
+    axes.set_xticks(range(0, 101, 10))
+    axes.set(xlabel="accuracy (%)", title=title)
+    figure.legend(loc="outside lower right")
+    return _png(figure)
+
+
+def misclassified(
+    images: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    confidences: np.ndarray,
+    classes: tuple[str, ...],
+    title: str,
+) -> bytes:
+    """Up to 30 mistakes: the image, true and predicted class, and the confidence in it.
+
+    Args:
+        images: uint8 (N, 32, 32, 3); at most 30 are shown.
+        labels, predictions: int (N,).
+        confidences: float (N,), 0 to 1.
+    """
+    figure = Figure(figsize=(15, 10), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(5, 6).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, image, label, prediction, confidence in zip(
+        grid, images, labels, predictions, confidences, strict=False
+    ):
+        axes.imshow(image)
+        axes.set_title(
+            f"true: {classes[label]}\npredicted: {classes[prediction]} ({confidence:.0%})",
+            fontsize=10,
+        )
+    return _png(figure)
+
+
+def augmentations(
+    raw: np.ndarray, augmented: list[np.ndarray], classes: tuple[str, ...], title: str
+) -> bytes:
+    """A column a class: the raw image above draws of the training transform.
+
+    Args:
+        raw: uint8 (classes, 32, 32, 3).
+        augmented: several arrays of the same shape, each one draw of all images.
+    """
+    rows = [raw, *augmented]
+    figure = Figure(figsize=(1.5 * len(classes), 1.5 * len(rows) + 0.6), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(len(rows), len(classes), squeeze=False)
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images):
+            axes = grid[row, column]
+            axes.imshow(image)
+            axes.set(xticks=[], yticks=[])
+            if row == 0:
+                axes.set_title(classes[column])
+        grid[row, 0].set_ylabel("raw" if row == 0 else f"draw {row}")
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

@@ -1,0 +1,271 @@
+"""One run's folder: settings, log, metrics, checkpoints, pictures.
+
+    run = Run.create("output", "model_2")     # output/20261120-093000-model_2/
+    run.log("a line")                         # on the screen and in train.log
+
+Every file is written under a temporary name, flushed to disk and renamed: it is there whole or
+not at all, and a run that is cut off keeps what it had.
+"""
+
+import csv
+import io
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "albumentations",
+    "opencv-python-headless",
+    "numpy",
+    "torchsummary",
+    "matplotlib",
+)
+
+
+class Scores(Protocol):
+    """Anything with a loss and an accuracy, such as utils.Metrics."""
+
+    loss: float
+    accuracy: float
+
+
+class Run:
+    """A run's folder, open for writing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._log: list[str] = []
+
+    @classmethod
+    def create(cls, output_dir: str | Path, name: str) -> "Run":
+        """Makes `output_dir/YYYYMMDD-HHMMSS-name`, with -2, -3 ... behind it if that is taken.
+
+        Raises:
+            OSError: the folder cannot be made.
+        """
+        stem = f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+        number = 1
+        while True:
+            folder = Path(output_dir) / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                folder.mkdir(parents=True)  # fails if it exists: two runs never share one
+                return cls(folder)
+            except FileExistsError:
+                if not folder.is_dir():  # a file in the way, of this folder or of output_dir
+                    raise
+                number += 1
+
+    def log(self, line: str = "") -> None:
+        """Prints the line and adds it to train.log."""
+        print(line, flush=True)
+        self._log.append(line)
+        self.write("train.log", "\n".join(self._log) + "\n")
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        """Writes a whole file of the run; returns its path."""
+        path = self.folder / name
+        part = path.with_name(f".{name}.part")
+        try:
+            with open(part, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+    def write_json(self, name: str, value: object) -> Path:
+        """Writes a value of dicts, lists, strings and numbers as indented JSON."""
+        return self.write(name, json.dumps(value, indent=2) + "\n")
+
+    def write_csv(self, name: str, rows: list[dict]) -> Path:
+        """Writes rows of the same keys, the keys as header."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return self.write(name, text.getvalue())
+
+    def save_checkpoint(self, name: str, checkpoint: dict) -> Path:
+        """Writes tensors, numbers, strings, lists and dicts for `torch.load(weights_only=True)`."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        return self.write(name, buffer.getvalue())
+
+
+class History:
+    """The figures of a run, a row an epoch, and what follows from them.
+
+    A row holds epoch, lr (at the end of the epoch), train_loss, train_acc, then {split}_loss and
+    {split}_acc of the split that is evaluated each epoch ("test" or "val"), train_seconds and
+    test_seconds. Losses are in nats, accuracies in percent.
+    """
+
+    def __init__(self, split: str, epochs: int, target: float, target_epochs: int) -> None:
+        self.split = split
+        self.epochs = epochs
+        self.target = target
+        self.target_epochs = target_epochs
+        self.rows: list[dict] = []
+
+    def add(
+        self,
+        *,
+        lr: float,
+        train: Scores,
+        evaluated: Scores,
+        train_seconds: float,
+        test_seconds: float,
+    ) -> None:
+        """Adds the row of the next epoch."""
+        self.rows.append(
+            {
+                "epoch": len(self.rows) + 1,
+                "lr": lr,
+                "train_loss": train.loss,
+                "train_acc": train.accuracy,
+                f"{self.split}_loss": evaluated.loss,
+                f"{self.split}_acc": evaluated.accuracy,
+                "train_seconds": train_seconds,
+                "test_seconds": test_seconds,
+            }
+        )
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Of the evaluated split, an epoch each, in percent."""
+        return [row[f"{self.split}_acc"] for row in self.rows]
+
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch of the highest accuracy."""
+        return self.accuracies.index(max(self.accuracies)) + 1
+
+    @property
+    def target_epoch(self) -> int | None:
+        """The first epoch at or above the target, if any."""
+        reached = (epoch for epoch, value in enumerate(self.accuracies, 1) if value >= self.target)
+        return next(reached, None)
+
+    def line(self) -> str:
+        """The last epoch in one line, with the time left and its marks."""
+        row = self.rows[-1]
+        epoch = row["epoch"]
+        seconds = [past["train_seconds"] + past["test_seconds"] for past in self.rows]
+        line = (
+            f"Epoch [{epoch:>{len(str(self.epochs))}}/{self.epochs}] - "
+            f"Train: {row['train_acc']:5.2f}% | "
+            f"{self.split.capitalize()}: {self.accuracies[-1]:5.2f}% | "
+            f"loss {row['train_loss']:.3f}/{row[f'{self.split}_loss']:.3f} | "
+            f"lr {row['lr']:.4f} | {seconds[-1]:.1f}s"
+        )
+        if epoch < self.epochs:
+            line += f" | {duration(sum(seconds) / epoch * (self.epochs - epoch))} left"
+        if self.best_epoch == epoch:
+            line += " | best so far"
+        if self.target_epoch == epoch:
+            line += f" | target {self.target:g}% reached"
+        return line
+
+    def summary(self) -> dict:
+        """The figures that matter at the end; accuracies in percent."""
+        last = self.rows[-1]
+        return {
+            "epochs_asked": self.epochs,
+            "epochs_done": last["epoch"],
+            "split": self.split,
+            "last_accuracy": self.accuracies[-1],
+            "best_accuracy": max(self.accuracies),
+            "best_epoch": self.best_epoch,
+            "target_accuracy": self.target,
+            "target_epochs": self.target_epochs,
+            "target_reached_at": self.target_epoch,
+            "train_accuracy": last["train_acc"],
+            "gap_points": last["train_acc"] - self.accuracies[-1],
+            "train_seconds": sum(row["train_seconds"] for row in self.rows),
+            "test_seconds": sum(row["test_seconds"] for row in self.rows),
+        }
+
+    def table(self, evaluated: str, accuracy: float, seconds: float, folder: Path) -> str:
+        """The results as a table; `evaluated` ("test" or "val") and `accuracy` are the final."""
+        figures = self.summary()
+        reached = figures["target_reached_at"]
+        rows = (
+            (
+                f"final {evaluated} accuracy",
+                f"{accuracy:.2f} %  (epoch {figures['epochs_done']}, last.pt)",
+            ),
+            (
+                f"best {self.split} accuracy",
+                f"{figures['best_accuracy']:.2f} %  (epoch {figures['best_epoch']}, best.pt; "
+                f"picked by looking at the {self.split} set)",
+            ),
+            (
+                f"target {self.target:g} % within {self.target_epochs}",
+                f"reached at epoch {reached}" if reached else "not reached",
+            ),
+            (
+                f"train/{self.split} gap",
+                f"{figures['gap_points']:+.2f} points  (train: augmented, during the epoch)",
+            ),
+            (
+                "time",
+                f"{duration(seconds)}  (training {duration(figures['train_seconds'])}, "
+                f"evaluation {duration(figures['test_seconds'])})",
+            ),
+            ("pictures and log", str(folder)),
+        )
+        width = max(len(label) for label, _ in rows)
+        rule = "-" * 80
+        return "\n".join([rule, *(f"{label:<{width}}  {value}" for label, value in rows), rule])
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "48s", "4m12s" or "1h05m"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def environment() -> dict:
+    """What besides the settings a repetition of this run needs: versions, commit, command."""
+    return {
+        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changes": (_git("status", "--porcelain", "--untracked-files=no") or "").splitlines(),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the code's own folder; None without git or outside a repository."""
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.rstrip()

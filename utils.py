@@ -1,0 +1,526 @@
+"""What the three models share: channel stats, transforms, loaders, recipe, train and test loops.
+
+Data flows through this file from top to bottom: uint8 arrays -> stats -> transform -> batches ->
+loop -> metrics.
+"""
+
+import contextlib
+import copy
+import io
+import math
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+# Albumentations asks a server for a newer version while it is imported, unless told not to.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchsummary
+from albumentations.pytorch import ToTensorV2
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+RGB = tuple[float, float, float]
+
+# ---------------------------------------------------------------- stats and transforms
+
+
+def channel_stats(images: np.ndarray) -> tuple[RGB, RGB]:
+    """Mean and standard deviation of each channel over all pixels of all images.
+
+    Args:
+        images: uint8, (N, H, W, 3).
+
+    Returns:
+        (mean, std), three floats each, in units of the full range 255: 0 is black, 1 is white.
+        std is the population's (divided by the number of pixels, not one less).
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not images.size:
+        raise ValueError(f"wanted uint8 images (N, H, W, 3), got {images.dtype} {images.shape}")
+    mean, std = cv2.meanStdDev(images.reshape(-1, images.shape[2], 3))
+    return tuple((mean.ravel() / 255).tolist()), tuple((std.ravel() / 255).tolist())
+
+
+def train_transform(mean: RGB, std: RGB) -> A.Compose:
+    """The augmentation: a uint8 image (32, 32, 3) to a normalised float32 tensor (3, 32, 32).
+
+    This is the one place that defines it; edit it here. Pixels that Affine uncovers and the hole
+    that CoarseDropout cuts take the mean colour, which Normalize turns into (almost) zero: they
+    carry no signal. Affine and CoarseDropout touch half of the images each, so that a quarter of
+    every batch still looks like the test set.
+
+    Args:
+        mean, std: from `channel_stats`, in units of the full range 255.
+    """
+    grey_levels = tuple(round(255 * value) for value in mean)
+    return A.Compose(
+        [
+            A.HorizontalFlip(p=0.5),
+            A.Affine(
+                translate_percent=(-0.1, 0.1),
+                scale=(0.9, 1.1),
+                rotate=(-15, 15),
+                border_mode=cv2.BORDER_CONSTANT,
+                fill=grey_levels,
+                p=0.5,
+            ),
+            A.CoarseDropout(
+                num_holes_range=(1, 1),
+                hole_height_range=(16, 16),
+                hole_width_range=(16, 16),
+                fill=grey_levels,
+                p=0.5,
+            ),
+            A.Normalize(mean=mean, std=std, max_pixel_value=255.0),
+            ToTensorV2(),
+        ],
+        strict=True,  # without it, Albumentations ignores a misspelt argument
+    )
+
+
+def test_transform(mean: RGB, std: RGB) -> A.Compose:
+    """Normalisation only: a uint8 image (32, 32, 3) to a float32 tensor (3, 32, 32)."""
+    return A.Compose(
+        [A.Normalize(mean=mean, std=std, max_pixel_value=255.0), ToTensorV2()], strict=True
+    )
+
+
+test_transform.__test__ = False  # pytest would take the name for a test's
+
+# ---------------------------------------------------------------- batches
+
+
+class BatchSampler(Sampler):
+    """Yields (seed of the batch, indices of its images), an epoch at a time.
+
+    The order and every batch's seed follow from (seed, epoch) alone, so the batches of an epoch
+    are the same for any number of workers, and an epoch can be repeated without the ones before.
+    """
+
+    def __init__(self, size: int, batch_size: int, *, shuffle: bool, seed: int = 0) -> None:
+        self.size = size
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch that the next iteration draws (as torch's DistributedSampler does)."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(self.size / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        generator = np.random.default_rng((self.seed, self.epoch))
+        order = generator.permutation(self.size) if self.shuffle else np.arange(self.size)
+        for start in range(0, self.size, self.batch_size):
+            yield int(generator.integers(2**31)), order[start : start + self.batch_size]
+
+
+class TransformedBatches(Dataset):
+    """Item (seed, indices) is the batch of those images, each through the transform.
+
+    A batch, not an image, is the item because Albumentations' generator is seeded once for each:
+    left alone, every DataLoader worker would start from a copy of the same generator and all
+    would repeat each other's augmentations.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, transform: A.Compose) -> None:
+        self.images = images
+        self.labels = torch.from_numpy(labels.astype(np.int64))
+        self.transform = transform
+
+    def __getitem__(self, item: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor]:
+        seed, indices = item
+        self.transform.set_random_seed(seed)
+        tensors = [self.transform(image=self.images[index])["image"] for index in indices]
+        return torch.stack(tensors), self.labels[indices]
+
+
+def make_loader(
+    images: np.ndarray,
+    labels: np.ndarray,
+    transform: A.Compose,
+    batch_size: int,
+    *,
+    shuffle: bool,
+    device: torch.device,
+    seed: int = 0,
+    workers: int = 0,
+) -> DataLoader:
+    """Batches of (float32 (N, 3, 32, 32), int64 (N,)) from uint8 images (N, 32, 32, 3) and labels.
+
+    Call `loader.sampler.set_epoch(epoch)` before each epoch: it decides the order and the draws.
+    The last batch holds what is left over.
+    """
+    cv2.setNumThreads(0)  # an image of 32x32 is no work to share; the threads only get in the way
+    return DataLoader(
+        TransformedBatches(images, labels, transform),
+        batch_size=None,  # the sampler makes the batches
+        sampler=BatchSampler(len(images), batch_size, shuffle=shuffle, seed=seed),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_init_worker,
+    )
+
+
+def _init_worker(worker: int) -> None:
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+
+
+def default_workers() -> int:
+    """Worker processes for the training loader: one for each core that we may use, at most 8."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(usable or 1, 8)
+
+
+def validation_split(size: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (kept, held out) of `size` training images; the same split for every run and seed."""
+    order = np.random.default_rng(0).permutation(size)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+# ---------------------------------------------------------------- device and precision
+
+
+class DeviceError(ValueError):
+    """A device that this machine does not have."""
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device of that name; without one CUDA if present, then MPS, then the CPU.
+
+    Raises:
+        DeviceError: no such device here.
+    """
+    present = ["cpu"]
+    if torch.backends.mps.is_available():
+        present.insert(0, "mps")
+    if torch.cuda.is_available():
+        present[:0] = ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if name is not None and name not in present:
+        raise DeviceError(f"no device {name!r} here; this machine has: {', '.join(present)}")
+    return torch.device(name or present[0])
+
+
+def describe(device: torch.device) -> str:
+    """The device by name: "cuda (NVIDIA H200)", "cpu (AMD EPYC, 2 threads)"."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    if device.type == "cpu":
+        name = torch.cpu.get_capabilities().get("cpu_name", "unknown")
+        return f"cpu ({name}, {torch.get_num_threads()} threads)"
+    return str(device)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch; the loaders take the seed themselves."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  (a model file of somebody's own may draw from it)
+    torch.manual_seed(seed)
+
+
+class Precision(NamedTuple):
+    """The number format that autocast computes in, and how image batches lie in memory."""
+
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
+        """For the forward pass; weights, loss and optimizer stay float32."""
+        if self.dtype == torch.float32:
+            return torch.autocast(device.type, enabled=False)
+        return torch.autocast(device.type, self.dtype)
+
+
+def pick_precision(device: torch.device) -> Precision:
+    """The fastest safe precision of a device: bf16 where native, fp16 on older CUDA, else fp32.
+
+    channels_last was the faster layout in every precision on the CPU as on CUDA; MPS keeps the
+    default layout, which is the one it is known to compute correctly.
+    """
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Precision(torch.bfloat16 if native else torch.float16, torch.channels_last)
+    if device.type == "cpu":
+        features = torch.cpu.get_capabilities()
+        native = features.get("avx512_bf16") or features.get("amx_bf16")
+        return Precision(torch.bfloat16 if native else torch.float32, torch.channels_last)
+    return Precision(torch.float32, torch.contiguous_format)
+
+
+# ---------------------------------------------------------------- model
+
+
+def summary_table(model: nn.Module) -> str:
+    """torchsummary's table for an image (3, 32, 32), made on a copy of the model.
+
+    torchsummary prints, runs the model in train mode (which moves BatchNorm's statistics), and
+    wants it on the CPU.
+    """
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        torchsummary.summary(copy.deepcopy(model).cpu(), (3, 32, 32), device="cpu")
+    return text.getvalue()
+
+
+# ---------------------------------------------------------------- recipe
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: a model file's RECIPE, completed and checked.
+
+    Raises:
+        ValueError: a value out of its range, named.
+    """
+
+    optimizer: str  # "sgd" (Nesterov) or "adamw"
+    lr: float  # the schedule's peak
+    weight_decay: float  # on weights of convolutions and linear layers
+    schedule: str  # "onecycle" (linear up, linear down) or "cosine" (down from lr)
+    batch_size: int
+    target_accuracy: float  # percent ...
+    target_epochs: int  # ... within so many epochs
+    momentum: float = 0.9  # of sgd
+    warmup: float = 0.3  # share of onecycle's steps on the way up
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("optimizer", self.optimizer in ("sgd", "adamw"), "sgd or adamw"),
+            ("schedule", self.schedule in ("onecycle", "cosine"), "onecycle or cosine"),
+            ("lr", _number(self.lr) and 0 < self.lr < math.inf, "a number above 0"),
+            (
+                "weight_decay",
+                _number(self.weight_decay) and 0 <= self.weight_decay < math.inf,
+                "a number from 0 up",
+            ),
+            ("momentum", _number(self.momentum) and 0 < self.momentum < 1, "between 0 and 1"),
+            ("warmup", _number(self.warmup) and 0 < self.warmup < 1, "between 0 and 1"),
+            (
+                "label_smoothing",
+                _number(self.label_smoothing) and 0 <= self.label_smoothing < 1,
+                "from 0 to below 1",
+            ),
+            ("batch_size", _count(self.batch_size), "a whole number from 1 up"),
+            ("target_epochs", _count(self.target_epochs), "a whole number from 1 up"),
+            (
+                "target_accuracy",
+                _number(self.target_accuracy) and 0 < self.target_accuracy <= 100,
+                "a percentage, above 0 and at most 100",
+            ),
+        )
+        for name, good, wanted in checks:
+            if not good:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {wanted}")
+
+    @classmethod
+    def from_dict(cls, recipe: Mapping) -> "Recipe":
+        """The RECIPE dictionary of a model file, refused when a key is unknown or missing."""
+        known = [field.name for field in fields(cls)]
+        unknown = [str(key) for key in recipe if key not in known]
+        if unknown:
+            raise ValueError(f"unknown: {', '.join(unknown)}; known are {', '.join(known)}")
+        try:
+            return cls(**recipe)
+        except TypeError as error:  # names the missing keys
+            raise ValueError(str(error).partition("() ")[2]) from None
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer; weight decay on weights of two dimensions or more.
+
+    BatchNorm's scales and the biases are spared: pulling them to zero regularises nothing, since
+    the next layer can scale back (He et al., 2019, https://arxiv.org/abs/1812.01187, "no bias
+    decay").
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True)
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The recipe's schedule over exactly `steps` optimizer steps; it ends at zero (nearly)."""
+    if recipe.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=recipe.lr,
+        # One more than is trained: after the last step the scheduler moves on once, and past
+        # its end OneCycleLR would go on along its line to a learning rate below zero.
+        total_steps=steps + 1,
+        pct_start=recipe.warmup,
+        anneal_strategy="linear",
+        cycle_momentum=False,
+    )
+
+
+# ---------------------------------------------------------------- loops
+
+
+class DivergedError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+class Metrics(NamedTuple):
+    """Means over all images of an epoch: loss in nats, accuracy in percent."""
+
+    loss: float
+    accuracy: float
+
+
+class Evaluation(NamedTuple):
+    """Metrics, and what they were computed from: logits float32 (N, classes), labels int64 (N,)."""
+
+    loss: float
+    accuracy: float
+    logits: Tensor
+    labels: Tensor
+
+
+def train(
+    model: nn.Module,
+    loader: DataLoader,
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+    precision: Precision,
+    title: str = "train",
+) -> Metrics:
+    """One epoch of training.
+
+    Args:
+        criterion: (logits float32 (N, classes), labels int64 (N,)) to the mean loss.
+        scheduler: moved on after every step.
+        scaler: keeps small fp16 gradients from vanishing; a disabled one lets all pass through.
+
+    Returns:
+        Metrics as the images came by, so augmented, in train mode, with the weights of that moment.
+
+    Raises:
+        DivergedError: the loss became NaN or infinite.
+    """
+    model.train()
+    meter = _Meter(title, loader, device)
+    for images, labels in loader:
+        images = images.to(device, memory_format=precision.memory_format, non_blocking=True)
+        labels = labels.to(device, non_blocking=True)
+        optimizer.zero_grad()
+        with precision.autocast(device):
+            logits = model(images)
+        loss = criterion(logits.float(), labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        scheduler.step()
+        meter.update(loss.detach(), logits.detach(), labels)
+    return meter.close()
+
+
+@torch.inference_mode()
+def test(
+    model: nn.Module,
+    loader: DataLoader,
+    device: torch.device,
+    precision: Precision,
+    title: str = "test",
+) -> Evaluation:
+    """One pass over the loader in eval mode; the loss is plain cross-entropy.
+
+    Raises:
+        DivergedError: the loss is NaN or infinite.
+    """
+    model.eval()
+    meter = _Meter(title, loader, device)
+    all_logits, all_labels = [], []
+    for images, labels in loader:
+        images = images.to(device, memory_format=precision.memory_format, non_blocking=True)
+        labels = labels.to(device, non_blocking=True)
+        with precision.autocast(device):
+            logits = model(images)
+        logits = logits.float()
+        meter.update(F.cross_entropy(logits, labels), logits, labels)
+        all_logits.append(logits)
+        all_labels.append(labels)
+    return Evaluation(*meter.close(), torch.cat(all_logits).cpu(), torch.cat(all_labels).cpu())
+
+
+test.__test__ = False  # pytest would take the name for a test's
+
+
+class _Meter:
+    """Adds up an epoch's loss and hits, image by image, and shows them on a progress bar.
+
+    The sums stay on the device: reading them makes a GPU wait, so that is done every 50 steps.
+    """
+
+    READ_EVERY = 50
+
+    def __init__(self, title: str, loader: DataLoader, device: torch.device) -> None:
+        self.title = title
+        self.images = 0
+        self.steps = 0
+        # float32 sums of 50,000 losses would lose digits, and MPS has no float64
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.sums = torch.zeros(2, dtype=dtype, device=device)  # loss, hits
+        self.bar = tqdm(  # disable=None: quiet when there is no terminal
+            total=len(loader.dataset.images), desc=title, unit="img", leave=False, disable=None
+        )
+
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        hits = (logits.argmax(dim=1) == labels).sum()
+        self.sums += torch.stack([loss * len(labels), hits])
+        self.images += len(labels)
+        self.steps += 1
+        self.bar.update(len(labels))
+        if self.steps % self.READ_EVERY == 0:
+            metrics = self.read()
+            self.bar.set_postfix_str(
+                f"loss {metrics.loss:.3f}, accuracy {metrics.accuracy:.2f}%", refresh=False
+            )
+
+    def read(self) -> Metrics:
+        loss, hits = (self.sums / self.images).tolist()
+        if not math.isfinite(loss):
+            self.bar.close()
+            raise DivergedError(
+                f"the loss became {loss} within the first {self.steps} steps of {self.title!r}: "
+                "the training diverged; try a lower --lr"
+            )
+        return Metrics(loss, 100 * hits)
+
+    def close(self) -> Metrics:
+        metrics = self.read()
+        self.bar.close()
+        return metrics
