@@ -35,16 +35,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Starting recipe; the published one is AdamW, learning rate 0.01, OneCycle, batch 2048, and needs
-# 61 epochs for 85 %. SGD with Nesterov momentum at batch 256 takes eight times as many steps an
-# epoch, and its high peak (0.2) with a long linear descent reaches the target within 20.
+# 61 epochs for 85 %. SGD with Nesterov momentum, small batches, and a high peak with a long linear
+# descent need 20. Batch 128 with peak 0.12 ended at 85.7 % of the 5,000 held-out images, batch 256
+# with peak 0.2 at 85.1 % (20 epochs, seed 0, one run each): when epochs are few, more steps count.
 RECIPE = {
     "optimizer": "sgd",  # Nesterov momentum
-    "lr": 0.2,  # the schedule's peak
+    "lr": 0.12,  # the schedule's peak
     "momentum": 0.9,
     "weight_decay": 5e-4,  # on convolution and linear weights; never on BatchNorm or biases
     "schedule": "onecycle",  # linear up, then linear down to zero, a step at a time
     "warmup": 0.3,  # share of the steps on the way up
-    "batch_size": 256,
+    "batch_size": 128,
     "label_smoothing": 0.0,
     "target_accuracy": 85.0,  # % on the test set ...
     "target_epochs": 70,  # ... within so many epochs

