@@ -25,12 +25,12 @@ import albumentations as A
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 import cifar10
 import plots
 import runs
 import utils
+from batched import BatchedTransform, UnknownTransformError
 
 HERE = Path(__file__).resolve().parent
 DEFAULT_MODEL, DEFAULT_EPOCHS = "2", 20
@@ -104,9 +104,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--data-dir", default="data", help="where CIFAR-10 lies or is put (data)")
     add("--output-dir", default="output", help="where the run's folder is made (output)")
     add(
+        "--loader",
+        choices=("batched", "albumentations"),
+        default="batched",
+        help="augment whole batches on the device, or image by image in worker processes "
+        "(batched, where every transform has a batched form)",
+    )
+    add(
         "--workers",
         type=whole_number(0, 256),
-        help="processes that augment (default: one a core, at most 8; 0 = none beside the trainer)",
+        help="worker processes of the albumentations loader (one a core, at most 8; 0 = none)",
     )
     add(
         "--val-split",
@@ -298,21 +305,26 @@ def run_training(network: Network, epochs: int, args: argparse.Namespace) -> Non
     mean, std = utils.channel_stats(images)
     train_transform = utils.train_transform(mean, std)
     test_transform = utils.test_transform(mean, std)
-    workers = utils.default_workers() if args.workers is None else args.workers
-
-    def loader_of(images: np.ndarray, labels: np.ndarray, **options: object) -> DataLoader:
-        return utils.make_loader(images, labels, device=device, seed=args.seed, **options)
-
-    train_loader = loader_of(
+    batched, workers, loader_line = choose_loader(args, train_transform)
+    placed = {"device": device, "precision": precision}
+    train_loader = utils.make_loader(
         images,
         labels,
-        transform=train_transform,
-        batch_size=recipe.batch_size,
+        train_transform,
+        recipe.batch_size,
         shuffle=True,
+        batched=batched,
+        seed=args.seed,
         workers=workers,
+        **placed,
     )
-    evaluation_options = {"transform": test_transform, "batch_size": TEST_BATCH, "shuffle": False}
-    reported_loader = loader_of(reported.images, reported.labels, **evaluation_options)
+
+    def loader_of(split: Split) -> utils.Loader:
+        return utils.make_loader(
+            split.images, split.labels, test_transform, TEST_BATCH, shuffle=False, **placed
+        )
+
+    reported_loader = loader_of(reported)
 
     summary = utils.summary_table(network.build())  # draws random numbers, so before the seed
     utils.seed_everything(args.seed)
@@ -330,6 +342,7 @@ def run_training(network: Network, epochs: int, args: argparse.Namespace) -> Non
         "epochs": epochs,
         "recipe": asdict(recipe),
         "seed": args.seed,
+        "loader": "batched" if batched else "albumentations",
         "workers": workers,
         "val_split": args.val_split,
         "dry_run": args.dry_run,
@@ -350,6 +363,7 @@ def run_training(network: Network, epochs: int, args: argparse.Namespace) -> Non
         f"epoch{'s' if epochs > 1 else ''} of {len(images):,} images, seed {args.seed}"
     )
     run.log(f"Recipe: {', '.join(f'{key} {value}' for key, value in asdict(recipe).items())}")
+    run.log(loader_line)
     run.log(f"Output: {run.folder}")
 
     history = runs.History(reported.name, epochs, recipe.target_accuracy, recipe.target_epochs)
@@ -397,9 +411,8 @@ def run_training(network: Network, epochs: int, args: argparse.Namespace) -> Non
         raise stopped
     evaluated = reported
     if stopped is None and reported is not test_split:
-        test_loader = loader_of(test_split.images, test_split.labels, **evaluation_options)
         evaluated = test_split
-        evaluation = utils.test(model, test_loader, device, precision)
+        evaluation = utils.test(model, loader_of(test_split), device, precision)
     seconds = time.perf_counter() - started
     results = history.summary() | {
         "completed": stopped is None,
@@ -423,6 +436,21 @@ def load_data(args: argparse.Namespace) -> cifar10.CIFAR10:
     data = cifar10.load_sample()
     print(f"Dry run: {len(data.train_images)} training and {len(data.test_images)} test images")
     return data
+
+
+def choose_loader(args: argparse.Namespace, transform: A.Compose) -> tuple[bool, int, str]:
+    """Whether the loader is the batched one, its number of workers, and a line that says so."""
+    reason = "as --loader asks"
+    if args.loader == "batched":
+        try:
+            BatchedTransform.from_compose(transform)
+        except UnknownTransformError as error:
+            reason = f"because there is no batched form of {error}"
+        else:
+            idle = "" if args.workers is None else "; --workers is for --loader albumentations"
+            return True, 0, f"Loader: batched, on the device{idle}"
+    workers = utils.default_workers() if args.workers is None else args.workers
+    return False, workers, f"Loader: albumentations in {workers} worker processes, {reason}"
 
 
 def split(

@@ -26,8 +26,10 @@ import torch.nn.functional as F
 import torchsummary
 from albumentations.pytorch import ToTensorV2
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 from tqdm import tqdm
+
+from batched import BatchedTransform
 
 RGB = tuple[float, float, float]
 
@@ -96,102 +98,6 @@ def test_transform(mean: RGB, std: RGB) -> A.Compose:
 
 test_transform.__test__ = False  # pytest would take the name for a test's
 
-# ---------------------------------------------------------------- batches
-
-
-class BatchSampler(Sampler):
-    """Yields (seed of the batch, indices of its images), an epoch at a time.
-
-    The order and every batch's seed follow from (seed, epoch) alone, so the batches of an epoch
-    are the same for any number of workers, and an epoch can be repeated without the ones before.
-    """
-
-    def __init__(self, size: int, batch_size: int, *, shuffle: bool, seed: int = 0) -> None:
-        self.size = size
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration draws (as torch's DistributedSampler does)."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return math.ceil(self.size / self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
-        generator = np.random.default_rng((self.seed, self.epoch))
-        order = generator.permutation(self.size) if self.shuffle else np.arange(self.size)
-        for start in range(0, self.size, self.batch_size):
-            yield int(generator.integers(2**31)), order[start : start + self.batch_size]
-
-
-class TransformedBatches(Dataset):
-    """Item (seed, indices) is the batch of those images, each through the transform.
-
-    A batch, not an image, is the item because Albumentations' generator is seeded once for each:
-    left alone, every DataLoader worker would start from a copy of the same generator and all
-    would repeat each other's augmentations.
-    """
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, transform: A.Compose) -> None:
-        self.images = images
-        self.labels = torch.from_numpy(labels.astype(np.int64))
-        self.transform = transform
-
-    def __getitem__(self, item: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor]:
-        seed, indices = item
-        self.transform.set_random_seed(seed)
-        tensors = [self.transform(image=self.images[index])["image"] for index in indices]
-        return torch.stack(tensors), self.labels[indices]
-
-
-def make_loader(
-    images: np.ndarray,
-    labels: np.ndarray,
-    transform: A.Compose,
-    batch_size: int,
-    *,
-    shuffle: bool,
-    device: torch.device,
-    seed: int = 0,
-    workers: int = 0,
-) -> DataLoader:
-    """Batches of (float32 (N, 3, 32, 32), int64 (N,)) from uint8 images (N, 32, 32, 3) and labels.
-
-    Call `loader.sampler.set_epoch(epoch)` before each epoch: it decides the order and the draws.
-    The last batch holds what is left over.
-    """
-    cv2.setNumThreads(0)  # an image of 32x32 is no work to share; the threads only get in the way
-    return DataLoader(
-        TransformedBatches(images, labels, transform),
-        batch_size=None,  # the sampler makes the batches
-        sampler=BatchSampler(len(images), batch_size, shuffle=shuffle, seed=seed),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_init_worker,
-    )
-
-
-def _init_worker(worker: int) -> None:
-    cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
-
-
-def default_workers() -> int:
-    """Worker processes for the training loader: one for each core that we may use, at most 8."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(usable or 1, 8)
-
-
-def validation_split(size: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (kept, held out) of `size` training images; the same split for every run and seed."""
-    order = np.random.default_rng(0).permutation(size)
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
-
-
 # ---------------------------------------------------------------- device and precision
 
 
@@ -259,6 +165,179 @@ def pick_precision(device: torch.device) -> Precision:
         native = features.get("avx512_bf16") or features.get("amx_bf16")
         return Precision(torch.bfloat16 if native else torch.float32, torch.channels_last)
     return Precision(torch.float32, torch.contiguous_format)
+
+
+# ---------------------------------------------------------------- batches
+
+
+class BatchSampler(Sampler):
+    """Yields (seed of the batch, indices of its images), an epoch at a time.
+
+    The order and every batch's seed follow from (seed, epoch) alone, so the batches of an epoch
+    are the same for any number of workers, and an epoch can be repeated without the ones before.
+    """
+
+    def __init__(self, size: int, batch_size: int, *, shuffle: bool, seed: int = 0) -> None:
+        self.size = size
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch that the next iteration draws (as torch's DistributedSampler does)."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(self.size / self.batch_size)
+
+    def draw(self) -> tuple[np.ndarray, list[int]]:
+        """The epoch's order of the images, int64 (size,), and a seed for each batch."""
+        generator = np.random.default_rng((self.seed, self.epoch))
+        order = generator.permutation(self.size) if self.shuffle else np.arange(self.size)
+        return order, generator.integers(2**31, size=len(self)).tolist()
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        order, seeds = self.draw()
+        for number, seed in enumerate(seeds):
+            yield seed, order[number * self.batch_size : (number + 1) * self.batch_size]
+
+
+class TransformedBatches(Dataset):
+    """Item (seed, indices) is the batch of those images, each through the transform.
+
+    A batch, not an image, is the item because Albumentations' generator is seeded once for each:
+    left alone, every DataLoader worker would start from a copy of the same generator and all
+    would repeat each other's augmentations.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, transform: A.Compose) -> None:
+        self.images = images
+        self.labels = torch.from_numpy(labels.astype(np.int64))
+        self.transform = transform
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.images)
+
+    def __getitem__(self, item: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor]:
+        seed, indices = item
+        self.transform.set_random_seed(seed)
+        tensors = [self.transform(image=self.images[index])["image"] for index in indices]
+        return torch.stack(tensors), self.labels[indices]
+
+
+class BatchedLoader:
+    """Batches made on the device, where the data set lies as uint8: no workers, no copies.
+
+    Iterates like the DataLoader of `make_loader`, with the same order of images; `dataset`,
+    `sampler` and `len` mean the same. The draws come from `generator`, which every epoch is
+    seeded from (seed, epoch).
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        transform: BatchedTransform,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        device: torch.device,
+        precision: Precision,
+        seed: int = 0,
+    ) -> None:
+        planar = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        self.dataset = TensorDataset(
+            planar.to(device), torch.from_numpy(labels.astype(np.int64)).to(device)
+        )
+        self.sampler = BatchSampler(len(images), batch_size, shuffle=shuffle, seed=seed)
+        self.transform = transform
+        self.precision = precision
+        self.generator = torch.Generator(device)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        images, labels = self.dataset.tensors
+        order, seeds = self.sampler.draw()
+        self.generator.manual_seed(seeds[0])
+        for index in torch.from_numpy(order).to(images.device).split(self.sampler.batch_size):
+            batch = self.transform(images[index], self.generator, *self.precision)
+            yield batch, labels[index]
+
+
+Loader = DataLoader | BatchedLoader
+
+
+def make_loader(
+    images: np.ndarray,
+    labels: np.ndarray,
+    transform: A.Compose,
+    batch_size: int,
+    *,
+    shuffle: bool,
+    device: torch.device,
+    precision: Precision,
+    batched: bool = True,
+    seed: int = 0,
+    workers: int = 0,
+) -> Loader:
+    """Batches of (images (N, 3, 32, 32), labels int64 (N,)), augmented and normalised.
+
+    Call `loader.sampler.set_epoch(epoch)` before each epoch: it decides the order and the draws.
+    The last batch holds what is left over.
+
+    Args:
+        images, labels: uint8 (N, 32, 32, 3) and uint8 (N,).
+        transform: as `train_transform` returns it.
+        precision: the number format and layout that the batched loader's images come in; the
+            other's are float32.
+        batched: run the transform for whole batches on the device; otherwise Albumentations
+            runs it image by image, in `workers` processes.
+
+    Raises:
+        batched.UnknownTransformError: the transform has no batched form.
+    """
+    options = {"shuffle": shuffle, "seed": seed}
+    if batched:
+        return BatchedLoader(
+            images,
+            labels,
+            BatchedTransform.from_compose(transform),
+            batch_size,
+            device=device,
+            precision=precision,
+            **options,
+        )
+    cv2.setNumThreads(0)  # an image of 32x32 is no work to share; the threads only get in the way
+    return DataLoader(
+        TransformedBatches(images, labels, transform),
+        batch_size=None,  # the sampler makes the batches
+        sampler=BatchSampler(len(images), batch_size, **options),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_init_worker,
+    )
+
+
+def _init_worker(worker: int) -> None:
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+
+
+def default_workers() -> int:
+    """Worker processes for the training loader: one for each core that we may use, at most 8."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(usable or 1, 8)
+
+
+def validation_split(size: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (kept, held out) of `size` training images; the same split for every run and seed."""
+    order = np.random.default_rng(0).permutation(size)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
 # ---------------------------------------------------------------- model
@@ -409,7 +488,7 @@ class Evaluation(NamedTuple):
 
 def train(
     model: nn.Module,
-    loader: DataLoader,
+    loader: Loader,
     criterion: Callable[[Tensor, Tensor], Tensor],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
@@ -451,7 +530,7 @@ def train(
 @torch.inference_mode()
 def test(
     model: nn.Module,
-    loader: DataLoader,
+    loader: Loader,
     device: torch.device,
     precision: Precision,
     title: str = "test",
@@ -487,7 +566,7 @@ class _Meter:
 
     READ_EVERY = 50
 
-    def __init__(self, title: str, loader: DataLoader, device: torch.device) -> None:
+    def __init__(self, title: str, loader: Loader, device: torch.device) -> None:
         self.title = title
         self.images = 0
         self.steps = 0
@@ -495,7 +574,7 @@ class _Meter:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(2, dtype=dtype, device=device)  # loss, hits
         self.bar = tqdm(  # disable=None: quiet when there is no terminal
-            total=len(loader.dataset.images), desc=title, unit="img", leave=False, disable=None
+            total=len(loader.dataset), desc=title, unit="img", leave=False, disable=None
         )
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import albumentations as A
 import numpy as np
 import pytest
 import torch
@@ -82,7 +83,7 @@ def test_no_data_to_be_had_is_an_error_with_advice(capsys, tmp_path, no_network)
 def test_an_output_folder_that_cannot_be_made_is_one_clear_line(capsys, tmp_path):
     (tmp_path / "out").write_text("a file")
     status, _, error = call(
-        capsys, "--model", "2", "--dry-run", "--workers", "0", "--output-dir", str(tmp_path / "out")
+        capsys, "--model", "2", "--dry-run", "--output-dir", str(tmp_path / "out")
     )
     assert status == 1
     assert str(tmp_path / "out") in error
@@ -136,7 +137,7 @@ def test_a_model_file_that_cannot_be_used_is_refused(text, message, tmp_path):
 def test_a_model_file_of_ones_own_trains(capsys, tmp_path):
     path = tmp_path / "my_net.py"
     path.write_text(WHOLE)
-    arguments = ["--model", str(path), "--dry-run", "--workers", "0", "--output-dir", str(tmp_path)]
+    arguments = ["--model", str(path), "--dry-run", "--output-dir", str(tmp_path)]
     status, out, _ = call(capsys, *arguments)
     assert status == 0
     assert "Network: Net, 314 parameters" in out
@@ -351,7 +352,7 @@ def test_dry_run_from_the_shell_writes_every_file(tmp_path):
 
 def test_the_reported_accuracy_is_that_of_the_saved_weights(capsys, tmp_path, sample):
     """Counted again outside of our loops, in float32, one image at a time."""
-    folder = dry_run(capsys, tmp_path, "--epochs", "3", "--workers", "0")
+    folder = dry_run(capsys, tmp_path, "--epochs", "3")
     checkpoint = torch.load(folder / "last.pt", weights_only=True)
     model = CNN_Model_2().eval()
     model.load_state_dict(checkpoint["model"])
@@ -372,11 +373,30 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_the_same_seed_gives_the_same_weights_whatever_the_workers(capsys, tmp_path):
-    first = weights(dry_run(capsys, tmp_path / "a", "--workers", "0"))
-    again = weights(dry_run(capsys, tmp_path / "b", "--workers", "2"))
-    other = weights(dry_run(capsys, tmp_path / "c", "--workers", "0", "--seed", "1"))
+    slow = ("--loader", "albumentations", "--workers")
+    first = weights(dry_run(capsys, tmp_path / "a", *slow, "0"))
+    again = weights(dry_run(capsys, tmp_path / "b", *slow, "2"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(capsys, tmp_path):
+    first = weights(dry_run(capsys, tmp_path / "a"))
+    again = weights(dry_run(capsys, tmp_path / "b"))
+    other = weights(dry_run(capsys, tmp_path / "c", "--seed", "1"))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["linear.weight"], other["linear.weight"])
+
+
+def test_a_transform_without_a_batched_form_falls_back_and_says_so(capsys, tmp_path, monkeypatch):
+    original = train.utils.train_transform
+
+    def edited(mean, std):
+        return A.Compose([A.GaussianBlur(p=0.2), *original(mean, std).transforms], strict=True)
+
+    monkeypatch.setattr(train.utils, "train_transform", edited)
+    folder = dry_run(capsys, tmp_path, "--workers", "0")
+    assert "no batched form of GaussianBlur" in (folder / "train.log").read_text()
+    assert json.loads((folder / "settings.json").read_text())["loader"] == "albumentations"
 
 
 def test_val_split_reports_held_out_images_and_reads_the_test_set_once(
@@ -391,8 +411,12 @@ def test_val_split_reports_held_out_images_and_reads_the_test_set_once(
             read.append(loader.dataset.images) or loop(model, loader, *rest)
         ),
     )
-    folder = dry_run(capsys, tmp_path, "--val-split", "200", "--epochs", "2", "--workers", "0")
-    assert [np.array_equal(images, sample.test_images) for images in read] == [False, False, True]
+    folder = dry_run(capsys, tmp_path, "--val-split", "200", "--epochs", "2")
+    assert [np.array_equal(images.permute(0, 2, 3, 1), sample.test_images) for images in read] == [
+        False,
+        False,
+        True,
+    ]
     assert "Val: " in (folder / "train.log").read_text()
     assert "best val accuracy" in (folder / "train.log").read_text()
     header = (folder / "log.csv").read_text().splitlines()[0]
@@ -403,7 +427,7 @@ def test_val_split_reports_held_out_images_and_reads_the_test_set_once(
 
 
 def test_flags_replace_the_recipe(capsys, tmp_path):
-    flags = ["--lr", "0.05", "--batch-size", "500", "--weight-decay", "0", "--workers", "0"]
+    flags = ["--lr", "0.05", "--batch-size", "500", "--weight-decay", "0"]
     folder = dry_run(capsys, tmp_path, *flags)
     recipe = json.loads((folder / "settings.json").read_text())["recipe"]
     assert (recipe["lr"], recipe["batch_size"], recipe["weight_decay"]) == (0.05, 500, 0.0)
@@ -412,7 +436,7 @@ def test_flags_replace_the_recipe(capsys, tmp_path):
 
 def test_a_diverging_run_stops_with_a_clear_error(capsys, tmp_path):
     status, _, error = call(
-        capsys, "--model", "2", "--dry-run", "--workers", "0", "--lr", "1e30",
+        capsys, "--model", "2", "--dry-run", "--lr", "1e30",
         "--output-dir", str(tmp_path),
     )  # fmt: skip
     assert status == 1
@@ -433,7 +457,7 @@ def test_ctrl_c_reports_the_finished_epochs(capsys, tmp_path, monkeypatch):
 
     monkeypatch.setattr(train.utils, "train", interrupted)
     status, out, _ = call(
-        capsys, "--model", "2", "--dry-run", "--epochs", "5", "--workers", "0",
+        capsys, "--model", "2", "--dry-run", "--epochs", "5",
         "--output-dir", str(tmp_path),
     )  # fmt: skip
     assert status == 130

@@ -132,7 +132,9 @@ def test_affine_stays_in_its_bounds_and_fills_with_the_mean_colour():
 # ---------------------------------------------------------------- batches
 
 
-def batches(images, labels, *, epoch=1, seed=0, workers=0, transform=None, batch_size=64):
+def batches(
+    images, labels, *, epoch=1, seed=0, workers=0, transform=None, batch_size=64, batched=False
+):
     loader = utils.make_loader(
         images,
         labels,
@@ -140,6 +142,8 @@ def batches(images, labels, *, epoch=1, seed=0, workers=0, transform=None, batch
         batch_size,
         shuffle=True,
         device=CPU,
+        precision=FULL,
+        batched=batched,
         seed=seed,
         workers=workers,
     )
@@ -190,13 +194,38 @@ def test_no_worker_or_epoch_repeats_the_augmentations_of_another(sample, workers
     assert len(set(drawn)) == len(drawn) == 512
 
 
-def test_an_epoch_holds_every_image_once(sample):
+@pytest.mark.parametrize("batched", [False, True])
+def test_an_epoch_holds_every_image_once(sample, batched):
     plain = utils.test_transform(MEAN, STD)
     images, labels = sample.train_images[:100], sample.train_labels[:100]
-    got = torch.cat([batch for batch, _ in batches(images, labels, transform=plain)])
-    wanted = {plain(image=image)["image"].numpy().tobytes() for image in images}
-    assert {image.numpy().tobytes() for image in got} == wanted
-    assert len(got) == 100
+    got = torch.cat(
+        [batch for batch, _ in batches(images, labels, transform=plain, batched=batched)]
+    )
+    wanted = torch.stack([plain(image=image)["image"] for image in images])
+    nearest = torch.cdist(got.flatten(1), wanted.flatten(1)).min(dim=1)
+    assert nearest.values.max() < 1e-2
+    assert sorted(nearest.indices.tolist()) == list(range(100))
+
+
+def test_both_loaders_give_the_same_images_in_the_same_order(sample):
+    plain = utils.test_transform(MEAN, STD)
+    images, labels = sample.train_images[:100], sample.train_labels[:100]
+    for epoch in (1, 2):
+        for (ours, our_labels), (theirs, their_labels) in zip(
+            batches(images, labels, epoch=epoch, transform=plain, batched=True),
+            batches(images, labels, epoch=epoch, transform=plain),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+            assert torch.equal(our_labels, their_labels)
+
+
+def test_batched_loader_repeats_an_epoch_and_no_other(sample):
+    images, labels = sample.train_images[:128], sample.train_labels[:128]
+    first = batches(images, labels, batched=True)
+    assert equal(first, batches(images, labels, batched=True))
+    assert not equal(first, batches(images, labels, batched=True, epoch=2))
+    assert not equal(first, batches(images, labels, batched=True, seed=1))
 
 
 def test_validation_split_is_a_fixed_partition():
@@ -315,7 +344,7 @@ def grey_loader(batch_size: int):
     images = np.stack([np.full((32, 32, 3), level, np.uint8) for level in LEVELS])
     transform = utils.test_transform((0.0,) * 3, (1.0,) * 3)
     return utils.make_loader(
-        images, np.array(LABELS), transform, batch_size, shuffle=False, device=CPU
+        images, np.array(LABELS), transform, batch_size, shuffle=False, device=CPU, precision=FULL
     )
 
 
@@ -399,7 +428,13 @@ def test_training_learns_the_sample(sample):
     images, labels = sample.train_images[:200], sample.train_labels[:200]
     mean, std = utils.channel_stats(images)
     loader = utils.make_loader(
-        images, labels, utils.test_transform(mean, std), 50, shuffle=True, device=CPU
+        images,
+        labels,
+        utils.test_transform(mean, std),
+        50,
+        shuffle=True,
+        device=CPU,
+        precision=FULL,
     )
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(),

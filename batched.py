@@ -1,0 +1,556 @@
+"""An Albumentations pipeline, run for a whole batch at once on whichever device the batch lies.
+
+    transform = BatchedTransform.from_compose(utils.train_transform(mean, std))
+    batch = transform(images, generator)     # uint8 (N, 3, H, W) -> float32 (N, 3, H, W)
+
+Per-image augmentation starves a network; here every step is a few tensor operations for all
+images. The pipeline is read from the very Compose that Albumentations would run: probabilities
+and ranges are taken from its transforms, never repeated. Given the same drawn parameters a step
+computes what Albumentations does, on the same rounded grey levels (tests/test_batched.py).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import albumentations as A
+import cv2
+import torch
+from albumentations.pytorch import ToTensorV2
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+Range = tuple[float, float]
+
+
+class UnknownTransformError(ValueError):
+    """A transform, or an option of one, that has no batched form; the message names it."""
+
+
+class Step(Protocol):
+    """One transform: `draw` its parameters for N images, `apply` them.
+
+    Parameters are tensors whose first dimension is N. Images are uint8 (N, 3, H, W).
+    """
+
+    p: float
+
+    def draw(self, count: int, shape: tuple[int, int], random: "Random") -> tuple[Tensor, ...]: ...
+
+    def apply(self, images: Tensor, *parameters: Tensor) -> Tensor: ...
+
+
+class Random:
+    """Draws of shape (N,) or (N, K) on the generator's device."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+
+    def uniform(self, bounds: Range, *size: int) -> Tensor:
+        """float32, evenly from low to high."""
+        low, high = bounds
+        drawn = torch.rand(size, generator=self.generator, device=self.generator.device)
+        return drawn.mul_(high - low).add_(low)
+
+    def integers(self, low: Tensor | int, high: Tensor | int, *size: int) -> Tensor:
+        """int64, evenly from low to high, both included; they may differ from draw to draw."""
+        drawn = torch.rand(size, generator=self.generator, device=self.generator.device)
+        choices = torch.as_tensor(high - low + 1, device=drawn.device)
+        # A draw just below 1 may round up to the number of choices.
+        return torch.minimum((drawn * choices).long(), choices - 1) + low
+
+
+# ---------------------------------------------------------------- the steps
+
+
+@dataclass(frozen=True)
+class HorizontalFlip:
+    """A.HorizontalFlip."""
+
+    p: float
+
+    @classmethod
+    def read(cls, transform: A.HorizontalFlip) -> "HorizontalFlip":
+        return cls(transform.p)
+
+    def draw(self, count: int, shape: tuple[int, int], random: Random) -> tuple[Tensor, ...]:
+        return ()
+
+    def apply(self, images: Tensor) -> Tensor:
+        return images.flip(3)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """A.Affine with bilinear interpolation and a constant border.
+
+    A point is moved to the centre, scaled, rotated, sheared, translated and moved back, in this
+    order (albumentations.augmentations.geometric.functional.create_affine_transformation_matrix).
+    """
+
+    p: float
+    scale: tuple[Range, Range]  # x, y
+    keep_ratio: bool
+    balanced_scale: bool
+    rotate: Range  # degrees
+    shear: tuple[Range, Range]  # x, y, degrees
+    translate: tuple[Range, Range]  # x, y
+    translate_in_pixels: bool  # or in shares of the image's size
+    fill: tuple[float, float, float]
+
+    @classmethod
+    def read(cls, transform: A.Affine) -> "Affine":
+        _require(transform, interpolation=cv2.INTER_LINEAR, border_mode=cv2.BORDER_CONSTANT)
+        _require(transform, fit_output=False)
+        in_pixels = transform.translate_px is not None
+        translate = transform.translate_px if in_pixels else transform.translate_percent
+        return cls(
+            p=transform.p,
+            scale=(_range(transform.scale["x"]), _range(transform.scale["y"])),
+            keep_ratio=transform.keep_ratio,
+            balanced_scale=transform.balanced_scale,
+            rotate=_range(transform.rotate),
+            shear=(_range(transform.shear["x"]), _range(transform.shear["y"])),
+            translate=tuple(_range(translate[axis] if translate else 0.0) for axis in "xy"),
+            translate_in_pixels=in_pixels,
+            fill=_colour(transform, transform.fill),
+        )
+
+    def draw(self, count: int, shape: tuple[int, int], random: Random) -> tuple[Tensor, ...]:
+        """The forward matrices (N, 2, 3), input pixels (x, y, 1) to output pixels."""
+        height, width = shape
+        scale_x = self._draw_scale(self.scale[0], count, random)
+        scale_y = scale_x if self.keep_ratio else self._draw_scale(self.scale[1], count, random)
+        angle = random.uniform(self.rotate, count).deg2rad_()
+        # Albumentations negates what it draws.
+        shear_x = -random.uniform(self.shear[0], count).deg2rad_().tan_()
+        shear_y = -random.uniform(self.shear[1], count).deg2rad_().tan_()
+        if self.translate_in_pixels:
+            shift_x, shift_y = (
+                random.integers(int(low), int(high), count) for low, high in self.translate
+            )
+        else:  # cut, not rounded, to whole pixels
+            shift_x = (random.uniform(self.translate[0], count) * width).trunc_()
+            shift_y = (random.uniform(self.translate[1], count) * height).trunc_()
+        cos, sin = angle.cos(), angle.sin()
+        matrix = torch.empty(count, 2, 3, device=angle.device)
+        matrix[:, 0, 0] = (cos - shear_x * sin) * scale_x
+        matrix[:, 0, 1] = (sin + shear_x * cos) * scale_y
+        matrix[:, 1, 0] = (shear_y * cos - sin) * scale_x
+        matrix[:, 1, 1] = (shear_y * sin + cos) * scale_y
+        middle_x, middle_y = width / 2 - 0.5, height / 2 - 0.5
+        for row, middle, shift in ((0, middle_x, shift_x), (1, middle_y, shift_y)):
+            moved = matrix[:, row, 0] * middle_x + matrix[:, row, 1] * middle_y
+            matrix[:, row, 2] = middle + shift - moved
+        return (matrix,)
+
+    def _draw_scale(self, bounds: Range, count: int, random: Random) -> Tensor:
+        """Evenly; balanced, from the part below 1 or the part above with the same chance."""
+        low, high = bounds
+        if not (self.balanced_scale and low < 1 < high):
+            if self.balanced_scale and low == high == 1:
+                high = 1.0
+            return random.uniform((low, high), count)
+        below, above = random.uniform((low, 1.0), count), random.uniform((1.0, high), count)
+        return torch.where(random.uniform((0.0, 1.0), count) < 0.5, below, above)
+
+    def apply(self, images: Tensor, matrix: Tensor) -> Tensor:
+        count, _, height, width = images.shape
+        # The other way round: where in the input does an output pixel come from?
+        a, b, c = matrix[:, 0].unbind(1)
+        d, e, f = matrix[:, 1].unbind(1)
+        determinant = a * e - b * d
+        to_x = torch.stack([e, -b, b * f - c * e]) / determinant
+        to_y = torch.stack([-d, a, c * d - a * f]) / determinant
+        # grid_sample counts from -1, the left edge of the first pixel, to 1.
+        columns = torch.arange(width, dtype=matrix.dtype, device=matrix.device)
+        rows = torch.arange(height, dtype=matrix.dtype, device=matrix.device)
+        grid = torch.empty(count, height, width, 2, device=images.device)
+        for axis, (by_x, by_y, constant), size in ((0, to_x, width), (1, to_y, height)):
+            by_x, by_y = (2 / size) * by_x, (2 / size) * by_y
+            constant = (2 * constant + 1) / size - 1
+            along_rows = torch.addcmul(constant[:, None], by_y[:, None], rows)[:, :, None]
+            torch.add(along_rows, (by_x[:, None] * columns)[:, None, :], out=grid[..., axis])
+        # Outside the image grid_sample sees zeros: shift the colours so that zero is the fill.
+        fill = torch.tensor(self.fill, device=images.device).view(1, 3, 1, 1)
+        moved = F.grid_sample(images.float().sub_(fill), grid, align_corners=False)
+        return moved.add_(fill).round_().clamp_(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class CoarseDropout:
+    """A.CoarseDropout with a constant fill."""
+
+    p: float
+    count: tuple[int, int]
+    height: Range  # pixels, or shares of the image where the upper bound is below 1
+    width: Range
+    fill: tuple[float, float, float]
+
+    @classmethod
+    def read(cls, transform: A.CoarseDropout) -> "CoarseDropout":
+        return cls(
+            p=transform.p,
+            count=tuple(transform.num_holes_range),
+            height=_range(transform.hole_height_range),
+            width=_range(transform.hole_width_range),
+            fill=_colour(transform, transform.fill),
+        )
+
+    def draw(self, count: int, shape: tuple[int, int], random: Random) -> tuple[Tensor, ...]:
+        """Holes (N, K, 4) as x_min, y_min, x_max, y_max; those beyond an image's number are empty.
+
+        Whether sizes are pixels or shares is decided by the height's upper bound, for both.
+        """
+        most = self.count[1]
+        in_pixels = self.height[1] >= 1
+        sides = []
+        for bounds, size in ((self.width, shape[1]), (self.height, shape[0])):
+            if in_pixels:
+                length = random.integers(int(bounds[0]), int(min(bounds[1], size)), count, most)
+            else:
+                length = (random.uniform(bounds, count, most) * size).long()
+            start = random.integers(0, size - length, count, most)
+            sides.append((start, length))
+        number = random.integers(*self.count, count, 1)
+        exists = torch.arange(most, device=number.device) < number
+        (x, width), (y, height) = sides
+        return (torch.stack([x, y, x + width * exists, y + height * exists], dim=2),)
+
+    def apply(self, images: Tensor, holes: Tensor) -> Tensor:
+        x_min, y_min, x_max, y_max = holes[..., None].unbind(2)
+        columns = torch.arange(images.shape[3], device=images.device)
+        rows = torch.arange(images.shape[2], device=images.device)
+        across = (columns >= x_min) & (columns < x_max)  # (N, K, W)
+        down = (rows >= y_min) & (rows < y_max)  # (N, K, H)
+        if holes.shape[1] == 1:
+            inside = down[:, :, :, None] & across[:, :, None, :]
+        else:
+            inside = (down[:, :, :, None] & across[:, :, None, :]).any(dim=1, keepdim=True)
+        # Albumentations writes the fill into uint8, which cuts fractions off.
+        fill = torch.tensor([int(value) for value in self.fill], dtype=torch.uint8)
+        return torch.where(inside, fill.to(images.device).view(1, 3, 1, 1), images)
+
+
+@dataclass(frozen=True)
+class PadIfNeeded:
+    """A.PadIfNeeded at a fixed position."""
+
+    p: float
+    height: int
+    width: int
+    position: str
+    border_mode: int
+    fill: tuple[float, float, float]
+
+    BORDERS: ClassVar = (
+        cv2.BORDER_CONSTANT,
+        cv2.BORDER_REPLICATE,
+        cv2.BORDER_REFLECT,
+        cv2.BORDER_REFLECT_101,
+        cv2.BORDER_WRAP,
+    )
+
+    @classmethod
+    def read(cls, transform: A.PadIfNeeded) -> "PadIfNeeded":
+        _require(transform, p=1, pad_height_divisor=None, pad_width_divisor=None)
+        if transform.position == "random" or transform.border_mode not in cls.BORDERS:
+            raise _unknown(transform, "this position or border_mode")
+        return cls(
+            p=1.0,
+            height=transform.min_height,
+            width=transform.min_width,
+            position=transform.position,
+            border_mode=transform.border_mode,
+            fill=_colour(transform, transform.fill),
+        )
+
+    def draw(self, count: int, shape: tuple[int, int], random: Random) -> tuple[Tensor, ...]:
+        return ()
+
+    def apply(self, images: Tensor) -> Tensor:
+        rows, inside_rows = self._source(images, 2, self.height, "bottom")
+        columns, inside_columns = self._source(images, 3, self.width, "right")
+        padded = images.index_select(2, rows).index_select(3, columns)
+        if self.border_mode != cv2.BORDER_CONSTANT:
+            return padded
+        inside = inside_rows[:, None] & inside_columns[None, :]
+        fill = torch.tensor([int(value) for value in self.fill], dtype=torch.uint8)
+        return torch.where(inside, padded, fill.to(images.device).view(1, 3, 1, 1))
+
+    def _source(
+        self, images: Tensor, dimension: int, wanted: int, far_side: str
+    ) -> tuple[Tensor, Tensor]:
+        """For each row (or column) of the output: which of the input's, and whether inside it."""
+        size = images.shape[dimension]
+        pad = max(0, wanted - size)
+        # "bottom_left" puts the image at the bottom: all padding goes before it.
+        before = pad // 2 if self.position == "center" else pad * (far_side in self.position)
+        place = torch.arange(size + pad, device=images.device) - before
+        inside = (place >= 0) & (place < size)
+        if self.border_mode == cv2.BORDER_WRAP:
+            return place % size, inside
+        if self.border_mode == cv2.BORDER_REFLECT:  # cba|abc|cba
+            place = place % (2 * size)
+            return torch.minimum(place, 2 * size - 1 - place), inside
+        if self.border_mode == cv2.BORDER_REFLECT_101:  # dcb|abcd|cba
+            period = max(2 * size - 2, 1)
+            place = place % period
+            return torch.minimum(place, period - place), inside
+        return place.clamp(0, size - 1), inside
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A.RandomCrop of images that are large enough."""
+
+    p: float
+    height: int
+    width: int
+
+    @classmethod
+    def read(cls, transform: A.RandomCrop) -> "RandomCrop":
+        _require(transform, p=1, pad_if_needed=False)
+        return cls(1.0, transform.height, transform.width)
+
+    def draw(self, count: int, shape: tuple[int, int], random: Random) -> tuple[Tensor, ...]:
+        """The corner of each crop: x (N,), y (N,)."""
+        if shape[0] < self.height or shape[1] < self.width:
+            raise ValueError(f"RandomCrop {self.height}x{self.width} of images of {shape}")
+        return (
+            random.integers(0, shape[1] - self.width, count),
+            random.integers(0, shape[0] - self.height, count),
+        )
+
+    def apply(self, images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        rows = y[:, None] + torch.arange(self.height, device=images.device)
+        columns = x[:, None] + torch.arange(self.width, device=images.device)
+        image = torch.arange(len(images), device=images.device)
+        picked = images[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        return picked.permute(0, 3, 1, 2).contiguous()  # (N, H, W, 3) as indexing gives it
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """A.ColorJitter: brightness, contrast, saturation and hue, in an order drawn for each image."""
+
+    p: float
+    brightness: Range
+    contrast: Range
+    saturation: Range
+    hue: Range
+
+    @classmethod
+    def read(cls, transform: A.ColorJitter) -> "ColorJitter":
+        return cls(
+            transform.p,
+            _range(transform.brightness),
+            _range(transform.contrast),
+            _range(transform.saturation),
+            _range(transform.hue),
+        )
+
+    def draw(self, count: int, shape: tuple[int, int], random: Random) -> tuple[Tensor, ...]:
+        """Factors (N, 4), and the order (N, 4) in which the four are applied."""
+        ranges = (self.brightness, self.contrast, self.saturation, self.hue)
+        factors = torch.stack([random.uniform(bounds, count) for bounds in ranges], dim=1)
+        return factors, random.uniform((0.0, 1.0), count, 4).argsort(dim=1)
+
+    def apply(self, images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+        adjustments = (_brightness, _contrast, _saturation, _hue)
+        for place in range(4):
+            before = images
+            for kind, adjust in enumerate(adjustments):
+                images = _where(order[:, place] == kind, adjust, before, images, factors[:, kind])
+        return images
+
+
+def _grey(images: Tensor) -> Tensor:
+    """cv2.COLOR_RGB2GRAY of uint8, in its fixed-point weights; int32 (N, 1, H, W)."""
+    red, green, blue = images.int().unbind(1)
+    return ((red * 9798 + green * 19235 + blue * 3735 + (1 << 14)) >> 15)[:, None]
+
+
+def _rounded(values: Tensor) -> Tensor:
+    return values.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _cut(values: Tensor) -> Tensor:
+    return values.clamp_(0, 255).to(torch.uint8)
+
+
+def _brightness(images: Tensor, factor: Tensor) -> Tensor:
+    return _cut(images * factor.view(-1, 1, 1, 1))
+
+
+def _contrast(images: Tensor, factor: Tensor) -> Tensor:
+    factor = factor.view(-1, 1, 1, 1)
+    mean = _grey(images).float().mean(dim=(1, 2, 3), keepdim=True)
+    return _cut(images * factor + mean * (1 - factor))
+
+
+def _saturation(images: Tensor, factor: Tensor) -> Tensor:
+    factor = factor.view(-1, 1, 1, 1)
+    return _rounded(images * factor + _grey(images) * (1 - factor))
+
+
+def _hue(images: Tensor, factor: Tensor) -> Tensor:
+    """Turns the hue by factor * 180 of OpenCV's half-degrees, through its uint8 HSV.
+
+    On the way back OpenCV's vector code cuts fractions off (its scalar code, for what is left of
+    a row after blocks of 32 pixels, rounds; CIFAR-10's rows are whole blocks).
+    """
+    red, green, blue = images.int().unbind(1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    spread = value - torch.minimum(torch.minimum(red, green), blue)
+    # The 12-bit reciprocals of OpenCV's RGB2HSV_b.
+    numbers = torch.arange(1, 256, device=images.device)
+    zero = torch.zeros(1, device=images.device)
+    by_value = torch.cat([zero, (255 << 12) / numbers]).round().int()
+    by_spread = torch.cat([zero, (180 << 12) / (6 * numbers)]).round().int()
+    saturation = (spread * by_value[value] + (1 << 11)) >> 12
+    sector = torch.where(
+        value == red,
+        green - blue,
+        torch.where(value == green, blue - red + 2 * spread, red - green + 4 * spread),
+    )
+    hue = (sector * by_spread[spread] + (1 << 11)) >> 12
+    hue = torch.where(hue < 0, hue + 180, hue)
+    # The table in which Albumentations looks up the new hue cuts fractions off.
+    hue = (hue + 180 * factor.view(-1, 1, 1)).remainder(180).int()
+
+    sixth = hue * (6 / 180)
+    number = sixth.floor()
+    fraction = sixth - number
+    whole = value * (1 / 255)
+    part = saturation * (1 / 255)
+    choices = torch.stack(
+        [
+            whole,
+            whole * (1 - part * fraction),
+            whole * (1 - part),
+            whole * (1 - part * (1 - fraction)),
+        ],
+        dim=1,
+    )
+    # Which of the four is red, green and blue in each sixth of the circle.
+    pick = torch.tensor([[0, 3, 2], [1, 0, 2], [2, 0, 3], [2, 1, 0], [3, 2, 0], [0, 2, 1]])
+    pick = pick.to(images.device)[number.long() % 6].permute(0, 3, 1, 2)
+    turned = _cut(choices.gather(1, pick) * 255)
+    return torch.where(factor.view(-1, 1, 1, 1) == 0, images, turned)
+
+
+# ---------------------------------------------------------------- the pipeline
+
+READERS: dict[type, Callable[[A.BasicTransform], Step]] = {
+    A.HorizontalFlip: HorizontalFlip.read,
+    A.Affine: Affine.read,
+    A.CoarseDropout: CoarseDropout.read,
+    A.PadIfNeeded: PadIfNeeded.read,
+    A.RandomCrop: RandomCrop.read,
+    A.ColorJitter: ColorJitter.read,
+}
+
+
+class BatchedTransform:
+    """A pipeline of steps that ends in Normalize."""
+
+    def __init__(self, steps: list[Step], mean: list[float], scale: list[float]) -> None:
+        """Normalised is (grey level - mean) * scale, with three values each."""
+        self.steps = steps
+        self.mean = mean
+        self.scale = scale
+
+    @classmethod
+    def from_compose(cls, compose: A.Compose) -> "BatchedTransform":
+        """Reads a Compose that ends in Normalize and ToTensorV2.
+
+        Raises:
+            UnknownTransformError: a transform or option without a batched form.
+        """
+        *augmentations, normalize, to_tensor = [None, None, *compose.transforms]
+        if type(normalize) is not A.Normalize or type(to_tensor) is not ToTensorV2:
+            raise UnknownTransformError("a pipeline that does not end in Normalize and ToTensorV2")
+        _require(normalize, p=1, normalization="standard")
+        if compose.p != 1:
+            raise UnknownTransformError("a Compose that is skipped now and then (p below 1)")
+        steps = []
+        for transform in augmentations[2:]:
+            if type(transform) not in READERS:
+                raise _unknown(transform)
+            steps.append(READERS[type(transform)](transform))
+        most = normalize.max_pixel_value
+        mean = [most * value for value in _triple(normalize.mean)]
+        return cls(steps, mean, [1 / (most * value) for value in _triple(normalize.std)])
+
+    def __call__(
+        self,
+        images: Tensor,
+        generator: Generator,
+        dtype: torch.dtype = torch.float32,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> Tensor:
+        """Augments and normalises a batch.
+
+        Args:
+            images: uint8 (N, 3, H, W), contiguous, on any device.
+            generator: of the draws, on the same device.
+            dtype, memory_format: of the result.
+        """
+        random = Random(generator)
+        for step in self.steps:
+            drawn = step.draw(len(images), tuple(images.shape[2:]), random)
+            if step.p == 1:
+                images = step.apply(images, *drawn)
+            else:
+                applied = random.uniform((0.0, 1.0), len(images)) < step.p
+                images = _where(applied, step.apply, images, images, *drawn)
+        mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1)
+        scale = torch.tensor(self.scale, device=images.device).view(1, 3, 1, 1)
+        normalised = images.to(torch.float32, memory_format=memory_format).sub_(mean).mul_(scale)
+        return normalised.to(dtype)
+
+
+def _where(
+    chosen: Tensor, function: Callable, images: Tensor, others: Tensor, *parameters: Tensor
+) -> Tensor:
+    """function(images, parameters) for the chosen images, `others` for the rest.
+
+    A GPU computes it for all: to pick images out it would have to wait for their number.
+    """
+    if images.is_cuda:
+        return torch.where(chosen.view(-1, 1, 1, 1), function(images, *parameters), others)
+    index = chosen.nonzero().squeeze(1)
+    if len(index) == 0:
+        return others
+    result = others.clone()
+    result[index] = function(images[index], *(parameter[index] for parameter in parameters))
+    return result
+
+
+# ---------------------------------------------------------------- reading options
+
+
+def _unknown(transform: A.BasicTransform, option: str = "") -> UnknownTransformError:
+    name = type(transform).__name__
+    return UnknownTransformError(f"{name} with {option}" if option else name)
+
+
+def _require(transform: A.BasicTransform, **options: object) -> None:
+    for name, value in options.items():
+        if getattr(transform, name) != value:
+            raise _unknown(transform, f"{name}={getattr(transform, name)!r}")
+
+
+def _range(value: float | Range) -> Range:
+    return (float(value), float(value)) if isinstance(value, int | float) else tuple(value)
+
+
+def _triple(value: float | tuple) -> tuple[float, float, float]:
+    return (value,) * 3 if isinstance(value, int | float) else tuple(value)
+
+
+def _colour(transform: A.BasicTransform, fill: object) -> tuple[float, float, float]:
+    if isinstance(fill, str) or (not isinstance(fill, int | float) and len(fill) != 3):
+        raise _unknown(transform, f"fill={fill!r}")
+    return _triple(fill)
