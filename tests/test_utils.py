@@ -1,5 +1,6 @@
 """Stats, transforms, batches, recipe and loops against second computations of the same thing."""
 
+import copy
 import math
 
 import albumentations as A
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import utils
+from model_3 import CNN_Model_3
 
 CPU = torch.device("cpu")
 FULL = utils.Precision(torch.float32, torch.contiguous_format)
@@ -202,7 +204,7 @@ def test_an_epoch_holds_every_image_once(sample, batched):
         [batch for batch, _ in batches(images, labels, transform=plain, batched=batched)]
     )
     wanted = torch.stack([plain(image=image)["image"] for image in images])
-    nearest = torch.cdist(got.flatten(1), wanted.flatten(1)).min(dim=1)
+    nearest = torch.cdist(got.flatten(1).double(), wanted.flatten(1).double()).min(dim=1)
     assert nearest.values.max() < 1e-2
     assert sorted(nearest.indices.tolist()) == list(range(100))
 
@@ -313,7 +315,7 @@ def test_onecycle_goes_up_and_then_down_to_zero(steps):
         assert values[peak] == pytest.approx(0.1, rel=1e-3)
         assert peak == pytest.approx(0.3 * steps, abs=1)
         np.testing.assert_allclose(np.diff(values[:peak], 2), 0, atol=1e-9)  # straight lines
-        np.testing.assert_allclose(np.diff(values[peak:], 2), 0, atol=1e-9)
+        np.testing.assert_allclose(np.diff(values[peak + 1 :], 2), 0, atol=1e-9)
 
 
 def test_cosine_follows_its_formula():
@@ -448,3 +450,51 @@ def test_training_learns_the_sample(sample):
         loader.sampler.set_epoch(epoch)
         utils.train(model, loader, nn.CrossEntropyLoss(), optimizer, scheduler, scaler, CPU, FULL)
     assert utils.test(model, loader, CPU, FULL).accuracy > 95
+
+
+# ---------------------------------------------------------------- speed on the CPU
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_cpu_dropout_is_dropout(p, layout):
+    dropout = utils.speed_up_on_cpu(nn.Sequential(nn.Dropout(p)))
+    assert type(dropout[0]) is utils.CpuDropout
+    x = torch.ones(7, 5, 31, 33).to(memory_format=layout).requires_grad_()
+    output = dropout(x)
+    output.sum().backward()
+    dropped = output == 0
+    assert rate_is(int(dropped.sum()), x.numel(), p)
+    np.testing.assert_allclose(output[~dropped].detach(), 1 / (1 - p), rtol=1e-4)
+    assert torch.equal(x.grad, output.detach())
+    assert output.is_contiguous(memory_format=layout)
+    # No channel, row or neighbour is favoured: each mean is near that of all.
+    for dims in ((1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)):
+        means = dropped.float().mean(dim=dims)
+        assert (means - p).abs().max() < 5 * math.sqrt(p * (1 - p) * len(means) / x.numel())
+    pairs = (dropped[:, :, :, :-1] & dropped[:, :, :, 1:]).float().mean().item()
+    assert pairs == pytest.approx(p * p, abs=0.01)
+    assert torch.equal(dropout.eval()(x), x)
+
+
+@pytest.mark.parametrize(("size", "stride", "dilation"), [(32, 2, 1), (17, 2, 1), (16, (1, 2), 2)])
+def test_cpu_strided_depthwise_is_the_same_convolution(size, stride, dilation):
+    convolution = nn.Conv2d(8, 8, 3, stride, dilation, dilation, groups=8, bias=False).double()
+    faster = utils.speed_up_on_cpu(nn.Sequential(copy.deepcopy(convolution)))
+    assert type(faster[0]) is utils.CpuStridedDepthwise
+    x = torch.randn(4, 8, size, size, dtype=torch.float64)
+    for model in (convolution, faster):
+        model(x).square().sum().backward()
+    torch.testing.assert_close(faster(x), convolution(x))
+    torch.testing.assert_close(faster[0].weight.grad, convolution.weight.grad)
+
+
+def test_speeding_up_keeps_names_weights_and_other_layers():
+    model = CNN_Model_3()
+    before = model.state_dict()
+    after = utils.speed_up_on_cpu(copy.deepcopy(model)).state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    x = torch.randn(3, 3, 32, 32)
+    faster = utils.speed_up_on_cpu(copy.deepcopy(model)).eval()
+    torch.testing.assert_close(faster(x), model.eval()(x))
