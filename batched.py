@@ -174,7 +174,9 @@ class Affine:
         # Outside the image grid_sample sees zeros: shift the colours so that zero is the fill.
         fill = torch.tensor(self.fill, device=images.device).view(1, 3, 1, 1)
         moved = F.grid_sample(images.float().sub_(fill), grid, align_corners=False)
-        return moved.add_(fill).round_().clamp_(0, 255).to(torch.uint8)
+        # A mean of grey levels needs no clamp. Through int32, because PyTorch has vector code for
+        # either half of the way, none for the whole.
+        return moved.add_(fill).round_().to(torch.int32).to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -223,13 +225,12 @@ class CoarseDropout:
         rows = torch.arange(images.shape[2], device=images.device)
         across = (columns >= x_min) & (columns < x_max)  # (N, K, W)
         down = (rows >= y_min) & (rows < y_max)  # (N, K, H)
-        if holes.shape[1] == 1:
-            inside = down[:, :, :, None] & across[:, :, None, :]
-        else:
-            inside = (down[:, :, :, None] & across[:, :, None, :]).any(dim=1, keepdim=True)
+        inside = (down[:, :, :, None] & across[:, :, None, :]).any(dim=1, keepdim=True)
+        inside = inside.to(torch.uint8)
         # Albumentations writes the fill into uint8, which cuts fractions off.
         fill = torch.tensor([int(value) for value in self.fill], dtype=torch.uint8)
-        return torch.where(inside, fill.to(images.device).view(1, 3, 1, 1), images)
+        # Ten times as fast on the CPU as torch.where.
+        return images * (1 - inside) + fill.to(images.device).view(1, 3, 1, 1) * inside
 
 
 @dataclass(frozen=True)
@@ -507,8 +508,9 @@ class BatchedTransform:
                 images = _where(applied, step.apply, images, images, *drawn)
         mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1)
         scale = torch.tensor(self.scale, device=images.device).view(1, 3, 1, 1)
-        normalised = images.to(torch.float32, memory_format=memory_format).sub_(mean).mul_(scale)
-        return normalised.to(dtype)
+        # Number format first, layout after: at once is three times as slow on the CPU.
+        normalised = images.float().sub_(mean).mul_(scale).to(dtype)
+        return normalised.contiguous(memory_format=memory_format)
 
 
 def _where(

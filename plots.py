@@ -1,8 +1,10 @@
 """The pictures of a run: numbers in, PNG bytes out."""
 
 import io
+from collections.abc import Iterable
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -150,6 +152,53 @@ def augmentations(
                 axes.set_title(classes[column])
         grid[row, 0].set_ylabel("raw" if row == 0 else f"draw {row}")
     return _png(figure)
+
+
+def bench(results: dict, title: str) -> bytes:
+    """The tables of tools/bench as bars: medians, with whiskers from least to greatest.
+
+    Args:
+        results: what tools/bench saves as bench.json.
+    """
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    figure.suptitle(title)
+    transform, epoch, batch = figure.subplots(1, 3)
+
+    ways = ("albumentations", "batched", "opencv")
+    names = {"opencv": "bare OpenCV\n(no normalisation)"}
+    for shift, (rate, rows) in zip((-0.2, 0.2), results["transform"].items(), strict=True):
+        places = [place + shift for place in range(len(ways))]
+        _bars(transform, places, [rows[way] for way in ways], "%.1f", 0.38, label=rate)
+    transform.set_xticks(range(len(ways)), [names.get(way, way) for way in ways])
+    transform.set(title="Transform alone, one core", ylabel="µs an image (less is better)")
+    transform.legend()
+
+    speeds = results["epoch"]["images_per_second"]
+    labels = {"usual": "the usual way", "ours": "ours", "limit": "ours, batch\nlying ready"}
+    _bars(epoch, range(3), [speeds[way] for way in labels], "%.0f", 0.7)
+    epoch.set_xticks(range(3), labels.values())
+    ratio = results["epoch"]["times_faster"]["median"]
+    epoch.set(title=f"Training, end to end: {ratio:.1f} times faster", ylabel="images/s")
+
+    rows = results["scaling"]["by_batch_size"]
+    _bars(batch, range(len(rows)), [row["images_per_second"] for row in rows], "%.0f", 0.7)
+    batch.set_xticks(range(len(rows)), [str(row["batch_size"]) for row in rows])
+    batch.set(title="Training by batch size", xlabel="batch size", ylabel="images/s")
+    for axes in (transform, epoch, batch):
+        axes.margins(y=0.12)
+        axes.grid(axis="y", alpha=0.3)
+    return _png(figure)
+
+
+def _bars(
+    axes: Axes, places: Iterable[float], rows: list[dict], form: str, width: float, **options: str
+) -> None:
+    """Bars of medians with their whiskers and values; rows hold median, min and max."""
+    medians = [row["median"] for row in rows]
+    below = [row["median"] - row["min"] for row in rows]
+    above = [row["max"] - row["median"] for row in rows]
+    bars = axes.bar(places, medians, width, yerr=[below, above], capsize=3, **options)
+    axes.bar_label(bars, fmt=form, padding=2)
 
 
 def _png(figure: Figure) -> bytes:
