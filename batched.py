@@ -9,6 +9,7 @@ and ranges are taken from its transforms, never repeated. Given the same drawn p
 computes what Albumentations does, on the same rounded grey levels (tests/test_batched.py).
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -21,6 +22,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 Range = tuple[float, float]
+Triple = tuple[float, float, float]
 
 
 class UnknownTransformError(ValueError):
@@ -96,7 +98,7 @@ class Affine:
     shear: tuple[Range, Range]  # x, y, degrees
     translate: tuple[Range, Range]  # x, y
     translate_in_pixels: bool  # or in shares of the image's size
-    fill: tuple[float, float, float]
+    fill: Triple
 
     @classmethod
     def read(cls, transform: A.Affine) -> "Affine":
@@ -172,7 +174,7 @@ class Affine:
             along_rows = torch.addcmul(constant[:, None], by_y[:, None], rows)[:, :, None]
             torch.add(along_rows, (by_x[:, None] * columns)[:, None, :], out=grid[..., axis])
         # Outside the image grid_sample sees zeros: shift the colours so that zero is the fill.
-        fill = torch.tensor(self.fill, device=images.device).view(1, 3, 1, 1)
+        fill = _constant(self.fill, torch.float32, images.device)
         moved = F.grid_sample(images.float().sub_(fill), grid, align_corners=False)
         # A mean of grey levels needs no clamp. Through int32, because PyTorch has vector code for
         # either half of the way, none for the whole.
@@ -187,7 +189,7 @@ class CoarseDropout:
     count: tuple[int, int]
     height: Range  # pixels, or shares of the image where the upper bound is below 1
     width: Range
-    fill: tuple[float, float, float]
+    fill: Triple
 
     @classmethod
     def read(cls, transform: A.CoarseDropout) -> "CoarseDropout":
@@ -227,10 +229,8 @@ class CoarseDropout:
         down = (rows >= y_min) & (rows < y_max)  # (N, K, H)
         inside = (down[:, :, :, None] & across[:, :, None, :]).any(dim=1, keepdim=True)
         inside = inside.to(torch.uint8)
-        # Albumentations writes the fill into uint8, which cuts fractions off.
-        fill = torch.tensor([int(value) for value in self.fill], dtype=torch.uint8)
         # Ten times as fast on the CPU as torch.where.
-        return images * (1 - inside) + fill.to(images.device).view(1, 3, 1, 1) * inside
+        return images * (1 - inside) + _constant(self.fill, torch.uint8, images.device) * inside
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ class PadIfNeeded:
     width: int
     position: str
     border_mode: int
-    fill: tuple[float, float, float]
+    fill: Triple
 
     BORDERS: ClassVar = (
         cv2.BORDER_CONSTANT,
@@ -276,8 +276,7 @@ class PadIfNeeded:
         if self.border_mode != cv2.BORDER_CONSTANT:
             return padded
         inside = inside_rows[:, None] & inside_columns[None, :]
-        fill = torch.tensor([int(value) for value in self.fill], dtype=torch.uint8)
-        return torch.where(inside, padded, fill.to(images.device).view(1, 3, 1, 1))
+        return torch.where(inside, padded, _constant(self.fill, torch.uint8, images.device))
 
     def _source(
         self, images: Tensor, dimension: int, wanted: int, far_side: str
@@ -456,7 +455,7 @@ READERS: dict[type, Callable[[A.BasicTransform], Step]] = {
 class BatchedTransform:
     """A pipeline of steps that ends in Normalize."""
 
-    def __init__(self, steps: list[Step], mean: list[float], scale: list[float]) -> None:
+    def __init__(self, steps: list[Step], mean: Triple, scale: Triple) -> None:
         """Normalised is (grey level - mean) * scale, with three values each."""
         self.steps = steps
         self.mean = mean
@@ -481,8 +480,8 @@ class BatchedTransform:
                 raise _unknown(transform)
             steps.append(READERS[type(transform)](transform))
         most = normalize.max_pixel_value
-        mean = [most * value for value in _triple(normalize.mean)]
-        return cls(steps, mean, [1 / (most * value) for value in _triple(normalize.std)])
+        mean = tuple(most * value for value in _triple(normalize.mean))
+        return cls(steps, mean, tuple(1 / (most * value) for value in _triple(normalize.std)))
 
     def __call__(
         self,
@@ -506,11 +505,19 @@ class BatchedTransform:
             else:
                 applied = random.uniform((0.0, 1.0), len(images)) < step.p
                 images = _where(applied, step.apply, images, images, *drawn)
-        mean = torch.tensor(self.mean, device=images.device).view(1, 3, 1, 1)
-        scale = torch.tensor(self.scale, device=images.device).view(1, 3, 1, 1)
+        mean = _constant(self.mean, torch.float32, images.device)
+        scale = _constant(self.scale, torch.float32, images.device)
         # Number format first, layout after: at once is three times as slow on the CPU.
         normalised = images.float().sub_(mean).mul_(scale).to(dtype)
         return normalised.contiguous(memory_format=memory_format)
+
+
+@functools.cache
+def _constant(values: Triple, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A value a channel, (1, 3, 1, 1), brought to the device once; uint8 cuts fractions off."""
+    with torch.inference_mode(False):  # else the first use in a test would mark it for good
+        kept = [int(value) if dtype == torch.uint8 else value for value in values]
+        return torch.tensor(kept, dtype=dtype).view(1, 3, 1, 1).to(device)
 
 
 def _where(
@@ -548,11 +555,11 @@ def _range(value: float | Range) -> Range:
     return (float(value), float(value)) if isinstance(value, int | float) else tuple(value)
 
 
-def _triple(value: float | tuple) -> tuple[float, float, float]:
+def _triple(value: float | tuple) -> Triple:
     return (value,) * 3 if isinstance(value, int | float) else tuple(value)
 
 
-def _colour(transform: A.BasicTransform, fill: object) -> tuple[float, float, float]:
+def _colour(transform: A.BasicTransform, fill: object) -> Triple:
     if isinstance(fill, str) or (not isinstance(fill, int | float) and len(fill) != 3):
         raise _unknown(transform, f"fill={fill!r}")
     return _triple(fill)

@@ -124,7 +124,7 @@ def misclassified(
     ):
         axes.imshow(image)
         axes.set_title(
-            f"true: {classes[label]}\npredicted: {classes[prediction]} ({confidence:.0%})",
+            f"true: {classes[label]}\npredicted: {classes[prediction]} ({confidence:.1%})",
             fontsize=10,
         )
     return _png(figure)
