@@ -414,6 +414,7 @@ def run_training(network: Network, epochs: int, args: argparse.Namespace) -> Non
                 "optimizer": optimizer.state_dict(),
                 "scheduler": scheduler.state_dict(),
                 "scaler": scaler.state_dict(),
+                "generator": train_loader.generator.get_state() if batched else None,
             }
             run.save_checkpoint("last.pt", weights | training)
             if history.best_epoch == epoch:

@@ -45,6 +45,7 @@ RESULTS = {
         "evaluation": [{"batch_size": 500, "images_per_second": constant(9000)}],
         "latency": [{"precision": "torch.float32", "milliseconds": constant(0.7)}],
     },
+    "parts": {"batched loader": constant(1.37)},
 }
 
 
@@ -54,7 +55,18 @@ def test_spread_is_median_least_and_greatest():
 
 def test_report_names_every_figure():
     text = bench.report(RESULTS)
-    for part in ("15.0x", "30.0x", "2,100", "3.00", "4.8", "900 MiB", "9,000", "0.70", "2.38"):
+    for part in (
+        "15.0x",
+        "30.0x",
+        "2,100",
+        "3.00",
+        "4.8",
+        "900 MiB",
+        "9,000",
+        "0.70",
+        "2.38",
+        "1.37",
+    ):
         assert part in text
 
 
@@ -146,6 +158,21 @@ def test_bad_input_gets_one_clear_line(arguments, message, capsys, tmp_path):
     assert error.startswith("tools.bench: error: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("part", bench.PARTS)
+def test_what_is_left_out_is_left_out(part):
+    number = "3" if part == "faster layers" else "2"
+    whole, lacking = bench.Ours(number, CPU), bench.Ours(number, CPU, part)
+    assert {
+        "batched loader": type(lacking.loader(256)) is not type(whole.loader(256)),
+        "reduced precision": lacking.precision.dtype == torch.float32,
+        "channels_last": lacking.precision.memory_format == torch.contiguous_format,
+        "kept memory": True,  # of the process; it cannot be asked
+        "faster layers": not any(isinstance(m, utils.CpuDropout) for m in lacking.model.modules()),
+        "fused optimizer": not lacking.optimizer.param_groups[0]["fused"],
+    }[part]
+    lacking.train(lacking.loader(64))
 
 
 def test_bench_measures_what_train_runs():

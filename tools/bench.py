@@ -3,7 +3,7 @@
     python -m tools.bench                      # model 2, the device that train.py would take
     python -m tools.bench --model 1 --device cpu
 
-Four tables are printed, and saved as JSON and as a picture in a folder of the run's own:
+The tables are printed, and saved as JSON and as a picture in a folder of the run's own:
 
 1. the transform alone, on one core: Albumentations image by image, ours for whole batches, and
    the bare OpenCV calls as a floor; with Affine and CoarseDropout always applied and as often as
@@ -12,10 +12,11 @@ Four tables are printed, and saved as JSON and as a picture in a folder of the r
    torchvision data set, the same Albumentations pipeline image by image, a DataLoader with a
    worker for each core, float32, contiguous, the same optimizer, `.item()` every step;
 3. our epoch against its own limit: the same steps on one batch that lies ready on the device;
-4. how time and memory grow with batch and data set, evaluation speed, latency of one image.
+4. how time and memory grow with batch and data set, evaluation speed, latency of one image;
+5. with --parts: what each part of ours is worth, by leaving it out (some minutes more).
 
-The usual way and ours run in processes of their own, in turns, so that neither inherits the other's
-memory settings. The images are those of data/sample, repeated: speed does not depend on them.
+What is compared runs in processes of its own, in turns, so that none inherits another's memory
+settings. The images are those of data/sample, repeated: speed does not depend on them.
 """
 
 import contextlib
@@ -223,26 +224,38 @@ class ReadyLoader:
 
 
 class Ours:
-    """Our training of a network, as train.py assembles it, on data sets of any size."""
+    """Our training of a network, as train.py assembles it, on data sets of any size.
 
-    def __init__(self, model_choice: str, device: torch.device) -> None:
+    `without` leaves one of PARTS out; "not compiled" compiles, which train.py does if asked.
+    """
+
+    def __init__(self, model_choice: str, device: torch.device, without: str = "") -> None:
         network = train.load_network(model_choice)
-        self.recipe, self.device = network.recipe, device
+        self.recipe, self.device, self.without = network.recipe, device, without
         self.precision = utils.pick_precision(device)
-        self.model = network.build().to(device, memory_format=self.precision.memory_format)
-        if device.type == "cpu":
+        if without == "reduced precision":
+            self.precision = self.precision._replace(dtype=torch.float32)
+        if without == "channels_last":
+            self.precision = self.precision._replace(memory_format=torch.contiguous_format)
+        model = network.build().to(device, memory_format=self.precision.memory_format)
+        if device.type == "cpu" and without != "kept memory":
             utils.keep_freed_memory()
-            utils.speed_up_on_cpu(self.model)
+        if device.type == "cpu" and without != "faster layers":
+            utils.speed_up_on_cpu(model)
         torch.backends.cudnn.benchmark = True
         self.criterion = nn.CrossEntropyLoss(label_smoothing=self.recipe.label_smoothing)
-        self.optimizer = utils.make_optimizer(self.model, self.recipe)
+        self.optimizer = utils.make_optimizer(model, self.recipe)
+        if without == "fused optimizer":
+            for group in self.optimizer.param_groups:
+                group["fused"] = False
         # A small constant rate: the time of a step does not depend on it.
-        self.scheduler = torch.optim.lr_scheduler.ConstantLR(self.optimizer, factor=1e-3)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1e-3)
         self.scaler = torch.amp.GradScaler(
             device.type, enabled=self.precision.dtype == torch.float16
         )
+        self.model = torch.compile(model) if without == "not compiled" else model
 
-    def loader(self, count: int, batch_size: int | None = None) -> utils.BatchedLoader:
+    def loader(self, count: int, batch_size: int | None = None) -> utils.Loader:
         images, labels = repeated_sample(count)
         return utils.make_loader(
             images,
@@ -252,9 +265,11 @@ class Ours:
             shuffle=True,
             device=self.device,
             precision=self.precision,
+            batched=self.without != "batched loader",
+            workers=utils.default_workers(),
         )
 
-    def train(self, loader: utils.Loader) -> None:
+    def train(self, loader: utils.Loader | ReadyLoader) -> None:
         utils.train(
             self.model,
             loader,
@@ -270,65 +285,96 @@ class Ours:
         utils.test(self.model, loader, self.device, self.precision)
 
 
+PARTS = (
+    "batched loader",
+    "reduced precision",
+    "channels_last",
+    "kept memory",
+    "faster layers",
+    "fused optimizer",
+)
+
+
 def serve(kind: str, model_choice: str, device: torch.device, pipe: Connection) -> None:
     """In a process of its own: builds one kind of training, then times an epoch at each request.
 
-    A request is a number of images, or None to end; the answers are seconds: of the epoch, and
-    (ours) of the same steps with the batch lying ready.
+    A kind is "usual", "ours", "limit" (ours with the batch lying ready), or what Ours leaves out.
+    A request is a number of images, or None to end; the answer is the seconds of the epoch.
     """
     if kind == "usual":
         epoch = usual_epoch(model_choice, device)
-        kinds = [lambda count: timed(device, epoch, count)]
     else:
-        ours = Ours(model_choice, device)
+        ours = Ours(model_choice, device, kind)
 
-        kinds = [
-            lambda count: timed(device, ours.train, ours.loader(count)),
-            lambda count: timed(device, ours.train, ReadyLoader(ours.loader(count))),
-        ]
+        def epoch(loader: utils.Loader | ReadyLoader) -> None:
+            ours.train(loader)
+
     with contextlib.suppress(EOFError, KeyboardInterrupt):  # the asking process has gone
-        while (count := pipe.recv()) is not None:
-            pipe.send([measure(count) for measure in kinds])
+        while (request := pipe.recv()) is not None:
+            work = request
+            if kind != "usual":
+                loader = ours.loader(request)
+                work = ReadyLoader(loader) if kind == "limit" else loader
+            pipe.send(timed(device, epoch, work))
 
 
-def bench_epoch(model_choice: str, device: torch.device, images: int, repetitions: int) -> dict:
-    """Images a second of the usual way, ours, and the limit of ours; and what follows."""
+def time_epochs(
+    kinds: tuple[str, ...], model_choice: str, device: torch.device, images: int, repetitions: int
+) -> dict[str, list[float]]:
+    """Seconds of an epoch of each kind, measured in turns, each kind in a process of its own."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
-    for kind in ("usual", "ours"):
+    for kind in kinds:
         pipes[kind], far_end = context.Pipe()
         process = context.Process(target=serve, args=(kind, model_choice, device, far_end))
         process.start()
         far_end.close()  # so that recv fails, not waits, when the process dies
         processes.append(process)
 
-    def ask(kind: str, count: int) -> list[float]:
+    def ask(kind: str, count: int) -> float:
         pipes[kind].send(count)
         try:
             return pipes[kind].recv()
         except EOFError:
             raise OSError(f"the process that measures {kind!r} ended; its error is above") from None
 
-    for kind in pipes:
+    for kind in kinds:
         ask(kind, min(images, WARM_UP_IMAGES))
-    seconds: dict[str, list[float]] = {"usual": [], "ours": [], "limit": []}
+    seconds = {kind: [] for kind in kinds}
     for _ in range(repetitions):
-        seconds["usual"] += ask("usual", images)
-        whole, ready = ask("ours", images)
-        seconds["ours"].append(whole)
-        seconds["limit"].append(ready)
-    for kind, process in zip(pipes, processes, strict=True):
+        for kind in kinds:
+            seconds[kind].append(ask(kind, images))
+    for kind, process in zip(kinds, processes, strict=True):
         pipes[kind].send(None)
         process.join()
-    speeds = {
-        kind: spread([images / value for value in values]) for kind, values in seconds.items()
-    }
-    pairs = list(zip(seconds["usual"], seconds["ours"], seconds["limit"], strict=True))
+    return seconds
+
+
+def bench_epoch(model_choice: str, device: torch.device, images: int, repetitions: int) -> dict:
+    """Images a second of the usual way, ours, and the limit of ours; and what follows."""
+    seconds = time_epochs(("usual", "ours", "limit"), model_choice, device, images, repetitions)
+    turns = list(zip(seconds["usual"], seconds["ours"], seconds["limit"], strict=True))
     return {
         "images": images,
-        "images_per_second": speeds,
-        "times_faster": spread([usual / ours for usual, ours, _ in pairs]),
-        "overhead_percent": spread([100 * (ours / limit - 1) for _, ours, limit in pairs]),
+        "images_per_second": {
+            kind: spread([images / value for value in values]) for kind, values in seconds.items()
+        },
+        "times_faster": spread([usual / ours for usual, ours, _ in turns]),
+        "overhead_percent": spread([100 * (ours / limit - 1) for _, ours, limit in turns]),
+    }
+
+
+def bench_parts(
+    model_choice: str, device: torch.device, images: int, repetitions: int
+) -> dict[str, dict]:
+    """How many times faster ours is with each of its parts than without it."""
+    kinds = ("ours", *PARTS, "not compiled")
+    seconds = time_epochs(kinds, model_choice, device, images, repetitions)
+    return {
+        part: spread(
+            [left_out / ours for left_out, ours in zip(seconds[part], seconds["ours"], strict=True)]
+        )
+        for part in kinds[1:]
     }
 
 
@@ -393,7 +439,7 @@ def bench_scaling(
 
 
 def report(results: dict) -> str:
-    """The four tables as text."""
+    """The tables as text."""
 
     def figure(values: dict, digits: int = 1) -> str:
         return (
@@ -429,6 +475,10 @@ def report(results: dict) -> str:
     lines.append("   Latency of one image, milliseconds")
     for row in scaling["latency"]:
         lines.append(f"   {row['precision']:<22}{figure(row['milliseconds'], 2)}")
+    if "parts" in results:
+        lines.append("5. Times faster with each part than without it")
+        for part, values in results["parts"].items():
+            lines.append(f"   {part:<22}{figure(values, 2)}")
     return "\n".join(lines)
 
 
@@ -446,6 +496,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="in an epoch (default: 50,000 on a GPU, 5,000 on the CPU)",
     )
     add("--repetitions", type=train.whole_number(1, 100), default=5, help="of each figure (5)")
+    add("--parts", action="store_true", help="measure what each part is worth, too")
     add("--output-dir", default="output", help="where the folder of the results is made (output)")
     args = parser.parse_args(arguments)
     try:
@@ -465,6 +516,8 @@ def main(arguments: list[str] | None = None) -> int:
         results["transform"] = bench_transform(device, network.recipe.batch_size, args.repetitions)
         results["epoch"] = bench_epoch(args.model, device, images, args.repetitions)
         results["scaling"] = bench_scaling(args.model, device, images, args.repetitions)
+        if args.parts:
+            results["parts"] = bench_parts(args.model, device, images, args.repetitions)
         run.log(report(results))
         run.write_json("bench.json", results)
         title = f"{network.build.__name__} on {results['device']}"
