@@ -186,6 +186,7 @@ def bench(results: dict, title: str) -> bytes:
     batch.set(title="Training by batch size", xlabel="batch size", ylabel="images/s")
     for axes in (transform, epoch, batch):
         axes.margins(y=0.12)
+        axes.set_axisbelow(True)
         axes.grid(axis="y", alpha=0.3)
     return _png(figure)
 

@@ -393,14 +393,15 @@ def run_training(network: Network, epochs: int, args: argparse.Namespace) -> Non
                 precision,
             )
             train_end = time.perf_counter()
-            evaluation = utils.test(model, reported_loader, device, precision, reported.name)
+            tested = utils.test(model, reported_loader, device, precision, reported.name)
             history.add(
                 lr=scheduler.get_last_lr()[0],
                 train=trained,
-                evaluated=evaluation,
+                evaluated=tested,
                 train_seconds=train_end - epoch_start,
                 test_seconds=time.perf_counter() - train_end,
             )
+            evaluation = tested
             weights = {
                 "network": network.build.__name__,
                 "epoch": epoch,
@@ -579,6 +580,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (cifar10.DataError, utils.DivergedError, OSError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError:
+        print("train.py: error: out of GPU memory; give a smaller --batch-size", file=sys.stderr)
         return 1
     return 0
 
