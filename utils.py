@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -636,15 +637,16 @@ test.__test__ = False  # pytest would take the name for a test's
 class _Meter:
     """Adds up an epoch's loss and hits, image by image, and shows them on a progress bar.
 
-    The sums stay on the device: reading them makes a GPU wait, so that is done every 50 steps.
+    The sums stay on the device: reading them makes a GPU wait, so that is done twice a second.
     """
 
-    READ_EVERY = 50
+    READ_EVERY = 0.5  # seconds
 
     def __init__(self, title: str, loader: Loader, device: torch.device) -> None:
         self.title = title
         self.images = 0
         self.steps = 0
+        self.last_read = time.monotonic()
         # float32 sums of 50,000 losses would lose digits, and MPS has no float64
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(2, dtype=dtype, device=device)  # loss, hits
@@ -658,8 +660,9 @@ class _Meter:
         self.images += len(labels)
         self.steps += 1
         self.bar.update(len(labels))
-        if self.steps % self.READ_EVERY == 0:
+        if time.monotonic() - self.last_read > self.READ_EVERY:
             metrics = self.read()
+            self.last_read = time.monotonic()
             self.bar.set_postfix_str(
                 f"loss {metrics.loss:.3f}, accuracy {metrics.accuracy:.2f}%", refresh=False
             )

@@ -34,5 +34,4 @@ def test_weights_recognise_the_sample(sample):
     with torch.inference_mode():
         predictions = model((images - mean) / std).argmax(dim=1)
     hits = int((predictions == torch.from_numpy(sample.test_labels).long()).sum())
-    print(hits)
     assert 158 <= hits <= 190
