@@ -315,7 +315,7 @@ def test_number_format_and_layout_of_the_result(sample):
     ("steps", "cause"),
     [
         ([A.GaussianBlur(), *ENDING], "GaussianBlur"),
-        ([A.ShiftScaleRotate(), *ENDING], "ShiftScaleRotate"),
+        ([A.SafeRotate(), *ENDING], "SafeRotate"),
         ([A.OneOf([A.HorizontalFlip(p=1)]), *ENDING], "OneOf"),
         ([A.Affine(interpolation=cv2.INTER_CUBIC), *ENDING], "Affine with interpolation=2"),
         ([A.Affine(border_mode=cv2.BORDER_REFLECT_101), *ENDING], "Affine with border_mode"),
