@@ -1,24 +1,31 @@
-"""The committed reference run: its files agree with each other and with its weights."""
+"""The committed reference runs: their files agree with each other, the README and the weights."""
 
 import csv
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from model_2 import CNN_Model_2
 
-FOLDER = Path(__file__).parents[1] / "output" / "reference" / "model_2_20_epochs"
+ROOT = Path(__file__).parents[1]
+RUNS = ROOT / "output" / "reference"
+FOLDER = RUNS / "model_2_20_epochs"
 
 
-def test_log_results_and_readme_tell_the_same():
-    results = json.loads((FOLDER / "results.json").read_text())
-    with open(FOLDER / "log.csv", newline="") as file:
+@pytest.mark.parametrize("name", ["model_1_20_epochs", "model_2_20_epochs"])
+def test_log_results_and_readme_tell_the_same(name):
+    results = json.loads((RUNS / name / "results.json").read_text())
+    with open(RUNS / name / "log.csv", newline="") as file:
         last = list(csv.DictReader(file))[-1]
     assert int(last["epoch"]) == results["epochs_done"] == results["epochs_asked"] == 20
     assert float(last["test_acc"]) == results["final_accuracy"] > 85.0
-    readme = (FOLDER.parents[2] / "README.md").read_text()
-    assert f"{results['final_accuracy']:.2f} %" in readme
+    assert f"{results['final_accuracy']:.2f} %" in (ROOT / "README.md").read_text()
+
+
+def test_the_log_in_the_readme_is_the_run_s():
+    readme = (ROOT / "README.md").read_text()
     for line in (FOLDER / "train.log").read_text().splitlines():
         if line.startswith("Epoch"):
             assert line in readme
