@@ -118,7 +118,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--compile",
         action="store_true",
-        help="torch.compile the training pass: a minute at the start for faster steps on a GPU",
+        help="torch.compile the training pass (slower on the CPU, not yet measured on a GPU)",
     )
     add(
         "--val-split",

@@ -157,8 +157,8 @@ class Precision(NamedTuple):
 def pick_precision(device: torch.device) -> Precision:
     """The fastest safe precision of a device: bf16 where native, fp16 on older CUDA, else fp32.
 
-    channels_last was the faster layout in every precision on the CPU as on CUDA; MPS keeps the
-    default layout, which is the one it is known to compute correctly.
+    channels_last is the faster layout on the CPU (docs/speed.md) and the one that PyTorch
+    recommends for tensor cores; MPS, which nobody here could measure, keeps the plain defaults.
     """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -383,7 +383,7 @@ class CpuDropout(nn.Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or x.is_cuda or not 0 < self.p < 1:
+        if not self.training or not 0 < self.p < 1:
             return super().forward(x)
         dropped = round(self.p * 2**16)
         draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
@@ -397,11 +397,12 @@ class CpuDropout(nn.Dropout):
 class CpuStridedDepthwise(nn.Conv2d):
     """A depthwise convolution with stride, computed at every place and then thinned out.
 
-    oneDNN's backward pass takes ten times as long with stride 2 as without (bf16, PyTorch 2.14).
+    oneDNN's backward pass is many times slower with stride 2 than without (bf16, PyTorch 2.14);
+    `python -m tools.bench --model 3 --parts` tells what the detour is worth.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.is_cuda or not self.training:
+        if not self.training:
             return super().forward(x)
         everywhere = F.conv2d(
             x, self.weight, self.bias, 1, self.padding, self.dilation, self.groups
