@@ -9,6 +9,7 @@ Everything a run writes lands in a folder of its own, output/YYYYMMDD-HHMMSS-mod
 """
 
 import argparse
+import ast
 import importlib.util
 import inspect
 import math
@@ -17,7 +18,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -84,6 +85,20 @@ def real_number(positive: bool) -> Callable[[str], float]:
     return parse
 
 
+def recipe_entry(text: str) -> tuple[str, object]:
+    """KEY=VALUE as a key of the recipe and a number or a word."""
+    key, equals, value = text.partition("=")
+    known = [field.name for field in fields(utils.Recipe)]
+    if not equals or key not in known:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not KEY=VALUE with a KEY out of {', '.join(known)}"
+        )
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
 parse_epochs = whole_number(1, MOST_EPOCHS)
 
 
@@ -96,9 +111,23 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", help="1, 2, 3, or a path to a model file of your own, which is run as code")
     add("--epochs", type=parse_epochs, help="passes over the training images")
+    add(
+        "--recipe",
+        choices=("tuned", "published"),
+        default="tuned",
+        help="the model file's RECIPE, or its PUBLISHED one, for comparison (tuned)",
+    )
     add("--batch-size", type=whole_number(1), help="instead of the recipe's")
     add("--lr", type=real_number(positive=True), help="peak learning rate, instead of the recipe's")
     add("--weight-decay", type=real_number(positive=False), help="instead of the recipe's")
+    add(
+        "--set",
+        type=recipe_entry,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other key of the recipe, such as label_smoothing=0.1; may be given repeatedly",
+    )
     add("--seed", type=whole_number(0, 2**32 - 1), default=0, help="of all that is random (0)")
     add("--device", help="cuda, cuda:1, mps or cpu (default: the first of these that is there)")
     add("--data-dir", default="data", help="where CIFAR-10 lies or is put (data)")
@@ -190,11 +219,12 @@ class Questions:
 
 
 class Network(NamedTuple):
-    """A model file: its name, network class and recipe."""
+    """A model file: its name, network class, recipe, and the recipe that it was published with."""
 
     name: str
     build: Callable[[], nn.Module]
     recipe: utils.Recipe
+    published: utils.Recipe | None
 
     @property
     def parameters(self) -> int:
@@ -236,10 +266,10 @@ def load_network(choice: str) -> Network:
         )
     if not isinstance(getattr(module, "RECIPE", None), dict):
         raise UsageError(f"{path} has no RECIPE dictionary; take model_2.py's as a pattern")
-    try:
-        recipe = utils.Recipe.from_dict(module.RECIPE)
-    except ValueError as error:
-        raise UsageError(f"{path}, RECIPE: {error}") from None
+    recipe = _read_recipe(path, "RECIPE", module.RECIPE)
+    published = getattr(module, "PUBLISHED", None)
+    if published is not None:
+        published = _read_recipe(path, "PUBLISHED", published)
     try:
         with torch.inference_mode():
             shape = tuple(networks[0]().eval()(torch.zeros(2, 3, 32, 32)).shape)
@@ -251,7 +281,16 @@ def load_network(choice: str) -> Network:
         raise UsageError(
             f"{path}: {networks[0].__name__} turns 2 images into {shape}; it must be (2, 10)"
         )
-    return Network(path.stem, networks[0], recipe)
+    return Network(path.stem, networks[0], recipe, published)
+
+
+def _read_recipe(path: Path, name: str, recipe: object) -> utils.Recipe:
+    try:
+        if not isinstance(recipe, dict):
+            raise ValueError("it is no dictionary")
+        return utils.Recipe.from_dict(recipe)
+    except ValueError as error:
+        raise UsageError(f"{path}, {name}: {error}") from None
 
 
 def _needs_no_arguments(network: type) -> bool:
@@ -306,12 +345,13 @@ def run_training(network: Network, epochs: int, args: argparse.Namespace) -> Non
     precision = utils.pick_precision(device)
     data = load_data(args)
     images, labels, reported, test_split = split(data, args.val_split)
-    recipe = override(network.recipe, args, len(images))
+    recipe = choose_recipe(network, args, len(images))
     mean, std = utils.channel_stats(images)
-    train_transform = utils.train_transform(mean, std)
+    train_transform = utils.train_transform(mean, std, recipe.augmentation(epochs))
     test_transform = utils.test_transform(mean, std)
     batched, workers, loader_line = choose_loader(args, train_transform)
-    placed = {"device": device, "precision": precision}
+    # Accuracies are claims, so they are computed in float32, where every machine finds the same.
+    exact = precision._replace(dtype=torch.float32)
     train_loader = utils.make_loader(
         images,
         labels,
@@ -321,12 +361,19 @@ def run_training(network: Network, epochs: int, args: argparse.Namespace) -> Non
         batched=batched,
         seed=args.seed,
         workers=workers,
-        **placed,
+        device=device,
+        precision=precision,
     )
 
     def loader_of(split: Split) -> utils.Loader:
         return utils.make_loader(
-            split.images, split.labels, test_transform, TEST_BATCH, shuffle=False, **placed
+            split.images,
+            split.labels,
+            test_transform,
+            TEST_BATCH,
+            shuffle=False,
+            device=device,
+            precision=exact,
         )
 
     reported_loader = loader_of(reported)
@@ -334,12 +381,13 @@ def run_training(network: Network, epochs: int, args: argparse.Namespace) -> Non
     summary = utils.summary_table(network.build())  # draws random numbers, so before the seed
     utils.seed_everything(args.seed)
     model = network.build().to(device, memory_format=precision.memory_format)
+    utils.scale_dropout(model, recipe.dropout)
     if device.type == "cpu":
         utils.keep_freed_memory()
         utils.speed_up_on_cpu(model)
     trained_model = torch.compile(model) if args.compile else model
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    optimizer = utils.make_optimizer(model, recipe)
+    optimizer = utils.make_optimizer(model, recipe, precision.dtype)
     scheduler = utils.make_scheduler(optimizer, recipe, epochs * len(train_loader))
     scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
     torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
@@ -349,7 +397,9 @@ def run_training(network: Network, epochs: int, args: argparse.Namespace) -> Non
         "network": network.build.__name__,
         "parameters": network.parameters,
         "epochs": epochs,
+        "recipe_name": args.recipe,
         "recipe": asdict(recipe),
+        "augmentation": recipe.augmentation(epochs),
         "seed": args.seed,
         "loader": "batched" if batched else "albumentations",
         "workers": workers,
@@ -393,7 +443,7 @@ def run_training(network: Network, epochs: int, args: argparse.Namespace) -> Non
                 precision,
             )
             train_end = time.perf_counter()
-            tested = utils.test(model, reported_loader, device, precision, reported.name)
+            tested = utils.test(model, reported_loader, device, exact, reported.name)
             history.add(
                 lr=scheduler.get_last_lr()[0],
                 train=trained,
@@ -418,6 +468,7 @@ def run_training(network: Network, epochs: int, args: argparse.Namespace) -> Non
                 "generator": train_loader.generator.get_state() if batched else None,
             }
             run.save_checkpoint("last.pt", weights | training)
+            run.save_checkpoint("weights.pt", weights["model"])
             if history.best_epoch == epoch:
                 run.save_checkpoint("best.pt", weights)
             run.write_csv("log.csv", history.rows)
@@ -430,7 +481,7 @@ def run_training(network: Network, epochs: int, args: argparse.Namespace) -> Non
     evaluated = reported
     if stopped is None and reported is not test_split:
         evaluated = test_split
-        evaluation = utils.test(model, loader_of(test_split), device, precision)
+        evaluation = utils.test(model, loader_of(test_split), device, exact)
     seconds = time.perf_counter() - started
     results = history.summary() | {
         "completed": stopped is None,
@@ -486,15 +537,24 @@ def split(
     return data.train_images[kept], data.train_labels[kept], val_split, test_split
 
 
-def override(recipe: utils.Recipe, args: argparse.Namespace, size: int) -> utils.Recipe:
-    """The recipe with the values that the command line gives instead.
+def choose_recipe(network: Network, args: argparse.Namespace, size: int) -> utils.Recipe:
+    """The network's recipe with the values that the command line gives instead.
 
     Raises:
-        UsageError: batches of more than the `size` training images.
+        UsageError: no published recipe, a value out of its range, or batches of more than the
+            `size` training images.
     """
+    recipe = network.recipe if args.recipe == "tuned" else network.published
+    if recipe is None:
+        raise UsageError(f"{network.name} has no PUBLISHED recipe; leave out --recipe published")
     given = {name: getattr(args, name) for name in ("lr", "weight_decay", "batch_size")}
-    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
-    if args.dry_run and args.batch_size is None:
+    given = {name: value for name, value in given.items() if value is not None} | dict(args.set)
+    try:
+        recipe = replace(recipe, **given)
+        utils.scale_dropout(network.build(), recipe.dropout)
+    except ValueError as error:
+        raise UsageError(f"recipe: {error}") from None
+    if args.dry_run and "batch_size" not in given:
         # The recipe's batches were not chosen for so few images.
         recipe = replace(recipe, batch_size=min(recipe.batch_size, size))
     if recipe.batch_size > size:

@@ -7,7 +7,9 @@ loop -> metrics.
 import contextlib
 import copy
 import ctypes
+import importlib
 import io
+import json
 import math
 import os
 import random
@@ -16,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import NamedTuple
 
 # Albumentations asks a server for a newer version while it is imported, unless told not to.
@@ -33,8 +36,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 from tqdm import tqdm
 
 from batched import BatchedTransform
+from muon import Muon
 
 RGB = tuple[float, float, float]
+HERE = Path(__file__).resolve().parent
 
 # ---------------------------------------------------------------- stats and transforms
 
@@ -55,16 +60,17 @@ def channel_stats(images: np.ndarray) -> tuple[RGB, RGB]:
     return tuple((mean.ravel() / 255).tolist()), tuple((std.ravel() / 255).tolist())
 
 
-def train_transform(mean: RGB, std: RGB) -> A.Compose:
+def train_transform(mean: RGB, std: RGB, probability: float = 0.5) -> A.Compose:
     """The augmentation: a uint8 image (32, 32, 3) to a normalised float32 tensor (3, 32, 32).
 
     This is the one place that defines it; edit it here. Pixels that Affine uncovers and the hole
     that CoarseDropout cuts take the mean colour, which Normalize turns into (almost) zero: they
-    carry no signal. Affine and CoarseDropout touch half of the images each, so that a quarter of
-    every batch still looks like the test set.
+    carry no signal.
 
     Args:
         mean, std: from `channel_stats`, in units of the full range 255.
+        probability: with which Affine, and independently CoarseDropout, touches an image;
+            `Recipe.augmentation` chooses it.
     """
     grey_levels = tuple(round(255 * value) for value in mean)
     return A.Compose(
@@ -76,14 +82,14 @@ def train_transform(mean: RGB, std: RGB) -> A.Compose:
                 rotate=(-15, 15),
                 border_mode=cv2.BORDER_CONSTANT,
                 fill=grey_levels,
-                p=0.5,
+                p=probability,
             ),
             A.CoarseDropout(
                 num_holes_range=(1, 1),
                 hole_height_range=(16, 16),
                 hole_width_range=(16, 16),
                 fill=grey_levels,
-                p=0.5,
+                p=probability,
             ),
             A.Normalize(mean=mean, std=std, max_pixel_value=255.0),
             ToTensorV2(),
@@ -358,6 +364,69 @@ def summary_table(model: nn.Module) -> str:
     return text.getvalue()
 
 
+class WeightsError(ValueError):
+    """A file that does not hold the network's weights."""
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Puts the weights of a file (weights.pt, last.pt or best.pt) into the model.
+
+    The file is read as data, not code.
+
+    Raises:
+        WeightsError: not a file of tensors, or of another network; names the mismatch.
+        OSError: it cannot be read.
+    """
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # torch.load has no error of its own for bytes that make no sense
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path} is not a whole file of weights: {reason}") from None
+    if isinstance(weights, dict) and isinstance(weights.get("model"), dict):
+        weights = weights["model"]
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = (
+        {name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
+        if isinstance(weights, dict)
+        else {}
+    )
+    for name in [*wanted, *found]:
+        if wanted.get(name) != found.get(name):
+            raise WeightsError(
+                f"{path} does not hold the weights of {type(model).__name__}: {name} is "
+                f"{found.get(name, 'missing')} there, {wanted.get(name, 'missing')} here"
+            )
+    model.load_state_dict(weights)
+
+
+def load_pretrained(name: str) -> tuple[nn.Module, A.Compose]:
+    """One of the trained networks that come with this repository, ready for inference.
+
+        network, transform = utils.load_pretrained("model_2")
+        logits = network(transform(image=image)["image"][None])  # image: uint8 (32, 32, 3)
+
+    Args:
+        name: "model_1", "model_2" or "model_3".
+
+    Returns:
+        The network in eval mode on the CPU, and the transform that its images need.
+
+    Raises:
+        ValueError: no such network.
+        OSError, WeightsError: its weights are missing or damaged.
+    """
+    number = name.removeprefix("model_")
+    if name != f"model_{number}" or number not in ("1", "2", "3"):
+        raise ValueError(f"no pretrained network {name!r}; there are model_1, model_2 and model_3")
+    folder = HERE / "output" / "reference" / name
+    network = getattr(importlib.import_module(name), f"CNN_Model_{number}")()
+    load_weights(network, folder / "weights.pt")
+    settings = json.loads((folder / "settings.json").read_text())
+    return network.eval(), test_transform(settings["mean"], settings["std"])
+
+
 # ---------------------------------------------------------------- speed on the CPU
 
 
@@ -439,20 +508,29 @@ class Recipe:
         ValueError: a value out of its range, named.
     """
 
-    optimizer: str  # "sgd" (Nesterov) or "adamw"
-    lr: float  # the schedule's peak
-    weight_decay: float  # on weights of convolutions and linear layers
+    optimizer: str  # "muon" (on convolutions, sgd on the rest), "sgd" (Nesterov) or "adamw"
+    lr: float  # the schedule's peak; with muon, of the convolutions
+    weight_decay: float  # on weights of convolutions and linear layers; with muon, of linear ones
     schedule: str  # "onecycle" (linear up, linear down) or "cosine" (down from lr)
     batch_size: int
     target_accuracy: float  # percent ...
     target_epochs: int  # ... within so many epochs
     momentum: float = 0.9  # of sgd
+    other_lr: float = 0.06  # with muon: the peak of what sgd trains
+    muon_momentum: float = 0.6
     warmup: float = 0.3  # share of onecycle's steps on the way up
     label_smoothing: float = 0.0
+    dropout: float = 1.0  # factor on the probabilities of the network's dropout layers
+    augment: float = 0.5  # probability of Affine, and of CoarseDropout ...
+    augment_epochs: int = 1  # ... in runs of so many epochs or more; see `augmentation`
 
     def __post_init__(self) -> None:
         checks = (
-            ("optimizer", self.optimizer in ("sgd", "adamw"), "sgd or adamw"),
+            (
+                "optimizer",
+                self.optimizer in ("muon", "sgd", "adamw"),
+                "muon, sgd or adamw",
+            ),
             ("schedule", self.schedule in ("onecycle", "cosine"), "onecycle or cosine"),
             ("lr", _number(self.lr) and 0 < self.lr < math.inf, "a number above 0"),
             (
@@ -461,6 +539,23 @@ class Recipe:
                 "a number from 0 up",
             ),
             ("momentum", _number(self.momentum) and 0 < self.momentum < 1, "between 0 and 1"),
+            (
+                "other_lr",
+                _number(self.other_lr) and 0 < self.other_lr < math.inf,
+                "a number above 0",
+            ),
+            (
+                "muon_momentum",
+                _number(self.muon_momentum) and 0 < self.muon_momentum < 1,
+                "between 0 and 1",
+            ),
+            (
+                "dropout",
+                _number(self.dropout) and 0 <= self.dropout < math.inf,
+                "a number from 0 up",
+            ),
+            ("augment", _number(self.augment) and 0 <= self.augment <= 1, "from 0 to 1"),
+            ("augment_epochs", _count(self.augment_epochs), "a whole number from 1 up"),
             ("warmup", _number(self.warmup) and 0 < self.warmup < 1, "between 0 and 1"),
             (
                 "label_smoothing",
@@ -491,6 +586,14 @@ class Recipe:
         except TypeError as error:  # names the missing keys
             raise ValueError(str(error).partition("() ")[2]) from None
 
+    def augmentation(self, epochs: int) -> float:
+        """The probability of Affine and of CoarseDropout in a run of so many epochs.
+
+        Short runs never come to overfit; there, augmentation only hides the images. So it grows
+        with the square root of the epochs, up to `augment` at `augment_epochs`.
+        """
+        return self.augment * min(1.0, math.sqrt(epochs / self.augment_epochs))
+
 
 def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
@@ -500,13 +603,39 @@ def _count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def scale_dropout(model: nn.Module, factor: float) -> None:
+    """Multiplies the probability of every nn.Dropout of the model by the recipe's factor.
+
+    Raises:
+        ValueError: a probability would be 1 or more.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            if module.p * factor >= 1:
+                raise ValueError(f"dropout {factor} makes a probability of {module.p * factor:g}")
+            module.p *= factor
+
+
+def make_optimizer(
+    model: nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
     """The recipe's optimizer; weight decay on weights of two dimensions or more.
 
+    Muon orthogonalises in `dtype`, and it keeps the filters' norm, so that they need no decay.
     BatchNorm's scales and the biases are spared: pulling them to zero regularises nothing, since
     the next layer can scale back (He et al., 2019, https://arxiv.org/abs/1812.01187, "no bias
     decay").
     """
+    if recipe.optimizer == "muon":
+        return Muon(
+            model,
+            recipe.lr,
+            recipe.other_lr,
+            recipe.muon_momentum,
+            recipe.momentum,
+            recipe.weight_decay,
+            dtype,
+        )
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
@@ -530,7 +659,7 @@ def make_scheduler(
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
-        max_lr=recipe.lr,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
         # One more than is trained: after the last step the scheduler moves on once, and past
         # its end OneCycleLR would go on along its line to a learning rate below zero.
         total_steps=steps + 1,

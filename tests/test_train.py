@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import albumentations as A
@@ -52,6 +53,12 @@ def call(capsys, *arguments: str) -> tuple[int, str, str]:
         ("--workers -1", "'-1' is not a whole number from 0"),
         ("--seed x", "'x' is not a whole number from 0"),
         ("--val-split 0", "'0' is not a whole number from 1 up"),
+        ("--set lr", "'lr' is not KEY=VALUE with a KEY out of optimizer, lr, "),
+        ("--set size=3", "'size=3' is not KEY=VALUE"),
+        ("--model 2 --dry-run --set augment=2", "recipe: augment is 2; it must be from 0 to 1"),
+        ("--model 2 --dry-run --set optimizer=lion", "optimizer is 'lion'; it must be muon, sgd"),
+        ("--model 3 --dry-run --set dropout=5", "recipe: dropout 5 makes a probability of 1"),
+        ("--recipe best", "invalid choice: 'best'"),
         ("--model 4 --dry-run", "'4' is neither 1, 2 or 3 nor the path of a model file"),
         ("--model nowhere.py --dry-run", "'nowhere.py' is neither"),
         ("--model 2 --dry-run --device tpu", "no device 'tpu' here; this machine has: "),
@@ -121,6 +128,8 @@ WHOLE = f"import torch\n{BLOCK}{NET}\nRECIPE = {RECIPE}"
         (WHOLE.split("RECIPE")[0], "has no RECIPE"),
         (WHOLE.replace('"lr"', '"learning_rate"'), "RECIPE: unknown: learning_rate"),
         (WHOLE.replace("0.12,", "-0.12,"), r"RECIPE: lr is -0.12; it must be a number above 0"),
+        (WHOLE + "PUBLISHED = 3\n", "PUBLISHED: it is no dictionary"),
+        (WHOLE + "PUBLISHED = {}\n", "PUBLISHED: missing "),
         (WHOLE.replace("(width, 10)", "(width, 7)"), r"turns 2 images into \(2, 7\)"),
         (WHOLE.replace("dim=(2, 3)", "dim=2"), r"Net fails on images|turns 2 images"),
     ],
@@ -142,6 +151,37 @@ def test_a_model_file_of_ones_own_trains(capsys, tmp_path):
     assert status == 0
     assert "Network: Net, 314 parameters" in out
     assert len(list(tmp_path.glob("*-my_net/last.pt"))) == 1
+    status, _, error = call(capsys, *arguments, "--recipe", "published")
+    assert status == 2
+    assert "my_net has no PUBLISHED recipe" in error
+
+
+@pytest.mark.parametrize("model", ["1", "2", "3"])
+def test_recipes_as_published(model):
+    """AdamW, batch 2048: the learning rates and schedules of the published projects."""
+    network = train.load_network(model)
+    known = {"1": (0.01, "cosine"), "2": (0.01, "onecycle"), "3": (0.015, "cosine")}
+    assert (network.published.lr, network.published.schedule) == known[model]
+    assert (network.published.optimizer, network.published.batch_size) == ("adamw", 2048)
+    assert network.published.augmentation(20) == network.published.augmentation(100) == 0.5
+    for recipe in (network.recipe, network.published):
+        assert recipe.target_accuracy == 85.0
+        assert recipe.target_epochs == {"1": 60, "2": 70, "3": 75}[model]
+
+
+def test_the_published_recipe_and_single_keys_of_a_recipe_can_be_asked_for(capsys, tmp_path):
+    arguments = (
+        "--model 2 --dry-run --recipe published --set label_smoothing=0.2 --set optimizer=sgd"
+    )
+    status, _, _ = call(capsys, *arguments.split(), "--output-dir", str(tmp_path))
+    assert status == 0
+    (folder,) = tmp_path.iterdir()
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["recipe_name"] == "published"
+    published = train.load_network("2").published
+    changed = {"label_smoothing": 0.2, "optimizer": "sgd", "batch_size": 1000}
+    assert settings["recipe"] == asdict(published) | changed
+    assert settings["augmentation"] == 0.5
 
 
 # ---------------------------------------------------------------- questions
@@ -302,7 +342,7 @@ def dry_run(capsys, folder: Path, *arguments: str) -> Path:
 FILES = {
     "settings.json", "summary.txt", "train.log", "log.csv", "curves.png", "confusion_matrix.png",
     "class_accuracy.png", "misclassified.png", "augmentations.png", "results.json", "best.pt",
-    "last.pt",
+    "last.pt", "weights.pt",
 }  # fmt: skip
 
 
@@ -322,7 +362,7 @@ def test_dry_run_from_the_shell_writes_every_file(tmp_path):
     assert "Epoch [2/2] - Train: " in log
 
     settings = json.loads((folder / "settings.json").read_text())
-    assert settings["recipe"]["batch_size"] == 128
+    assert settings["recipe"] == asdict(train.load_network("2").recipe)
     assert settings["seed"] == 0
     assert settings["data_sha256"] == cifar10.SAMPLE_SHA256
     names = [

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import utils
+from model_2 import CNN_Model_2
 from model_3 import CNN_Model_3
 
 CPU = torch.device("cpu")
@@ -260,12 +261,17 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"optimizer": "adagrad"}, "optimizer is 'adagrad'; it must be sgd or adamw"),
+        ({"optimizer": "adagrad"}, "optimizer is .adagrad.; it must be muon, sgd or adamw"),
         ({"schedule": "step"}, "schedule is 'step'"),
         ({"lr": 0}, "lr is 0"),
         ({"lr": math.inf}, "lr is inf"),
         ({"lr": "0.1"}, "lr is '0.1'"),
         ({"weight_decay": -1}, "weight_decay is -1"),
+        ({"other_lr": 0}, "other_lr is 0"),
+        ({"muon_momentum": 1}, "muon_momentum is 1"),
+        ({"augment": 1.1}, "augment is 1.1; it must be from 0 to 1"),
+        ({"dropout": -1}, "dropout is -1"),
+        ({"augment_epochs": 0}, "augment_epochs is 0"),
         ({"batch_size": 2.5}, "batch_size is 2.5"),
         ({"warmup": 1.0}, "warmup is 1.0"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
@@ -281,6 +287,100 @@ def test_a_bad_recipe_is_refused_by_name(change, message):
 def test_a_recipe_without_a_key_is_refused():
     with pytest.raises(ValueError, match="missing 1 required positional argument: 'lr'"):
         utils.Recipe.from_dict({key: value for key, value in GOOD.items() if key != "lr"})
+
+
+def test_augmentation_grows_with_the_root_of_the_epochs_up_to_its_full_strength():
+    recipe = utils.Recipe.from_dict(GOOD | {"augment": 0.4, "augment_epochs": 64})
+    for epochs, wanted in ((1, 0.05), (4, 0.1), (16, 0.2), (64, 0.4), (100, 0.4)):
+        assert recipe.augmentation(epochs) == pytest.approx(wanted)
+    constant = utils.Recipe.from_dict(GOOD | {"augment": 0.4})
+    assert constant.augmentation(1) == constant.augmentation(100) == 0.4
+
+
+def test_dropout_is_scaled_wherever_it_is():
+    model = CNN_Model_3()
+    utils.scale_dropout(model, 0.5)
+    probabilities = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+    assert probabilities == [0.05, 0.075, 0.075, 0.075, 0.1, 0.1, 0.1]
+    with pytest.raises(ValueError, match="dropout 10 makes a probability of 1"):
+        utils.scale_dropout(model, 10)
+
+
+def test_the_augmentation_s_probability_is_affine_s_and_coarse_dropout_s():
+    flip, affine, hole, *_ = utils.train_transform(MEAN, STD, 0.2).transforms
+    assert (flip.p, affine.p, hole.p) == (0.5, 0.2, 0.2)
+
+
+def test_muon_s_rates_are_the_recipe_s_and_follow_one_schedule():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 10))
+    recipe = utils.Recipe.from_dict(GOOD | {"optimizer": "muon", "lr": 0.04, "other_lr": 0.08})
+    optimizer = utils.make_optimizer(model, recipe)
+    scheduler = utils.make_scheduler(optimizer, recipe, 100)
+    peaks = [0.0] * 3
+    for _ in range(100):
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates[1] == rates[2] == pytest.approx(2 * rates[0])
+        peaks = [max(pair) for pair in zip(peaks, rates, strict=True)]
+        optimizer.step()  # no gradients: nothing moves
+        scheduler.step()
+    assert peaks == pytest.approx([0.04, 0.08, 0.08], rel=0.05)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 5e-4, 0.0]
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_weights_come_back_from_every_kind_of_file(tmp_path):
+    model, other = CNN_Model_2(), CNN_Model_2()
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / "last.pt")
+    for name in ("weights.pt", "last.pt"):
+        utils.load_weights(other, tmp_path / name)
+        for key, value in model.state_dict().items():
+            assert torch.equal(other.state_dict()[key], value)
+        nn.init.zeros_(other.linear.weight)
+
+
+class Stranger:
+    def __reduce__(self):
+        return print, ("run!",)
+
+
+def test_files_that_are_not_these_weights_are_refused(tmp_path, capsys):
+    path = tmp_path / "weights.pt"
+    weights = CNN_Model_2().state_dict()
+    torch.save(weights, path)
+    whole = path.read_bytes()
+
+    def refused(message: str) -> None:
+        with pytest.raises(utils.WeightsError, match=message) as caught:
+            utils.load_weights(CNN_Model_2(), path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    torch.save(nn.Linear(2, 2).state_dict(), path)
+    refused("conv1.0.weight is missing there")
+    torch.save(weights | {"linear.bias": torch.zeros(11)}, path)
+    refused(r"linear.bias is \(11,\) there, \(10,\) here")
+    torch.save(weights | {"more": torch.zeros(1)}, path)
+    refused("more is .* missing here")
+    torch.save([1, 2], path)
+    refused("missing there")
+    path.write_bytes(whole[: len(whole) // 2])
+    refused("not a whole file")
+    path.write_bytes(b"")
+    refused("not a whole file")
+    torch.save({"model": Stranger()}, path)
+    refused("not a whole file")
+    assert "run!" not in capsys.readouterr().out
+    with pytest.raises(OSError, match="absent"):
+        utils.load_weights(CNN_Model_2(), tmp_path / "absent.pt")
+
+
+@pytest.mark.parametrize("name", ["model_4", "2", "", "os", "model_../model_2"])
+def test_a_pretrained_network_that_there_is_not(name):
+    with pytest.raises(ValueError, match="there are model_1, model_2 and model_3"):
+        utils.load_pretrained(name)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
