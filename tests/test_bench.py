@@ -170,7 +170,6 @@ def test_what_is_left_out_is_left_out(part):
         "channels_last": lacking.precision.memory_format == torch.contiguous_format,
         "kept memory": True,  # of the process; it cannot be asked
         "faster layers": not any(isinstance(m, utils.CpuDropout) for m in lacking.model.modules()),
-        "fused optimizer": not lacking.optimizer.param_groups[0]["fused"],
     }[part]
     lacking.train(lacking.loader(64))
 
