@@ -2,24 +2,30 @@
 
     run = Run.create("output", "model_2")     # output/20261120-093000-model_2/
     run.log("a line")                         # on the screen and in train.log
+    run = Run.reopen(newest_unfinished("output"))
 
 Every file is written under a temporary name, flushed to disk and renamed: it is there whole or
-not at all, and a run that is cut off keeps what it had.
+not at all, and a run that is cut off keeps what it had. While a process works in a folder it
+holds the lock file in it, so that no second one goes on with the same run.
 """
 
+import contextlib
 import csv
 import io
 import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
+import filelock
 import torch
 
 PACKAGES = (
@@ -40,12 +46,33 @@ class Scores(Protocol):
     accuracy: float
 
 
-class Run:
-    """A run's folder, open for writing."""
+class RunError(ValueError):
+    """A run's folder that cannot be used; the message says which file and why."""
 
-    def __init__(self, folder: Path) -> None:
+
+class Run:
+    """A run's folder, open for writing; closed by `close` or at the end of a `with`."""
+
+    SETTINGS, RESULTS, LOG, LOCK = "settings.json", "results.json", "train.log", ".lock"
+
+    def __init__(self, folder: Path, lines: Sequence[str] = ()) -> None:
         self.folder = folder
-        self._log: list[str] = []
+        self._log = list(lines)
+        self._lock = filelock.FileLock(folder / self.LOCK)
+        try:
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise RunError(f"{folder} is in use: another process trains this run") from None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the folder."""
+        self._lock.release()  # the file stays: deleting it could let two processes in
 
     @classmethod
     def create(cls, output_dir: str | Path, name: str) -> "Run":
@@ -66,11 +93,32 @@ class Run:
                     raise
                 number += 1
 
+    @classmethod
+    def reopen(cls, folder: str | Path) -> "Run":
+        """A run that was cut off, to go on with it in the same folder and log.
+
+        Raises:
+            RunError: no run, a finished one, or one that another process trains.
+        """
+        folder = Path(folder)
+        if not (folder / cls.SETTINGS).is_file():
+            raise RunError(f"{folder} is not a run's folder: there is no {cls.SETTINGS} in it")
+        if is_finished(folder):
+            raise RunError(f"{folder} is finished; there is nothing to go on with")
+        log = folder / cls.LOG
+        run = cls(folder)
+        run._log = log.read_text().splitlines() if log.is_file() else []
+        return run
+
     def log(self, line: str = "") -> None:
         """Prints the line and adds it to train.log."""
         print(line, flush=True)
         self._log.append(line)
-        self.write("train.log", "\n".join(self._log) + "\n")
+        self.write(self.LOG, "\n".join(self._log) + "\n")
+
+    def logged(self, beginning: str) -> bool:
+        """Whether a line of the log begins so."""
+        return any(line.startswith(beginning) for line in self._log)
 
     def write(self, name: str, content: str | bytes) -> Path:
         """Writes a whole file of the run; returns its path."""
@@ -104,6 +152,45 @@ class Run:
         torch.save(checkpoint, buffer)
         return self.write(name, buffer.getvalue())
 
+    def read_json(self, name: str) -> dict:
+        """What `write_json` wrote.
+
+        Raises:
+            RunError: missing or damaged.
+        """
+        path = self.folder / name
+        try:
+            value = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} cannot be read: {error}") from None
+        if not isinstance(value, dict):
+            raise RunError(f"{path} holds no settings")
+        return value
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run went through all of its epochs and wrote its results."""
+    try:
+        return json.loads((folder / Run.RESULTS).read_text())["completed"] is True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def newest_unfinished(output_dir: str | Path) -> Path:
+    """The newest run of the folder that is neither finished nor being trained just now.
+
+    Raises:
+        RunError: there is none.
+    """
+    for folder in sorted(Path(output_dir).glob("[0-9]*-[0-9]*-*"), reverse=True):
+        if (folder / Run.SETTINGS).is_file() and not is_finished(folder):
+            try:
+                Run(folder).close()
+            except RunError:  # in use
+                continue
+            return folder
+    raise RunError(f"there is no unfinished run in {output_dir}; give --resume a run's folder")
+
 
 class History:
     """The figures of a run, a row an epoch, and what follows from them.
@@ -113,12 +200,19 @@ class History:
     test_seconds. Losses are in nats, accuracies in percent.
     """
 
-    def __init__(self, split: str, epochs: int, target: float, target_epochs: int) -> None:
+    def __init__(
+        self,
+        split: str,
+        epochs: int,
+        target: float,
+        target_epochs: int,
+        rows: Sequence[dict] = (),
+    ) -> None:
         self.split = split
         self.epochs = epochs
         self.target = target
         self.target_epochs = target_epochs
-        self.rows: list[dict] = []
+        self.rows = list(rows)
 
     def add(
         self,
@@ -159,13 +253,17 @@ class History:
         reached = (epoch for epoch, value in enumerate(self.accuracies, 1) if value >= self.target)
         return next(reached, None)
 
+    def beginning(self) -> str:
+        """How the last epoch's line begins."""
+        return f"Epoch [{len(self.rows):>{len(str(self.epochs))}}/{self.epochs}]"
+
     def line(self) -> str:
         """The last epoch in one line, with the time left and its marks."""
         row = self.rows[-1]
         epoch = row["epoch"]
         seconds = [past["train_seconds"] + past["test_seconds"] for past in self.rows]
         line = (
-            f"Epoch [{epoch:>{len(str(self.epochs))}}/{self.epochs}] - "
+            f"{self.beginning()} - "
             f"Train: {row['train_acc']:5.2f}% | "
             f"{self.split.capitalize()}: {self.accuracies[-1]:5.2f}% | "
             f"loss {row['train_loss']:.3f}/{row[f'{self.split}_loss']:.3f} | "
@@ -269,3 +367,47 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return result.stdout.rstrip()
+
+
+class Interruption(KeyboardInterrupt):
+    """Ctrl-C, or the system's wish that the process ends; `status` is what it exits with."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+        self.status = 128 + number  # as shells report it
+
+
+class Interrupts:
+    """Turns SIGINT and SIGTERM into Interruption, but not in the middle of work that is `held`."""
+
+    def __init__(self) -> None:
+        self.holding = False
+        self.pending: int | None = None
+        self.before: dict[int, object] = {}
+
+    def __enter__(self) -> "Interrupts":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ValueError):  # not the main thread, which has no signals
+                self.before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: object) -> None:
+        if self.holding:
+            self.pending = number
+        else:
+            raise Interruption(number)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """What happens inside happens whole; an interruption waits for its end."""
+        self.holding = True
+        try:
+            yield
+        finally:
+            self.holding = False
+        if self.pending is not None:
+            raise Interruption(self.pending)

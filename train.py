@@ -4,23 +4,22 @@
     python train.py --model 2 --epochs 20        # asks nothing
     python train.py --model my_net.py            # your own file: one network class and a RECIPE
     python train.py --model 2 --dry-run          # all of it in seconds, on data/sample
+    python train.py --resume                     # goes on with the newest run that was cut off
 
 Everything a run writes lands in a folder of its own, output/YYYYMMDD-HHMMSS-model_2/.
 """
 
 import argparse
-import ast
 import importlib.util
 import inspect
-import math
-import os
-import select
+import json
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import albumentations as A
 import numpy as np
@@ -28,199 +27,26 @@ import torch
 from torch import nn
 
 import cifar10
+import cli
 import plots
 import runs
 import utils
 from batched import BatchedTransform, UnknownTransformError
+from cli import UsageError
+from runs import Interrupts
 
 HERE = Path(__file__).resolve().parent
 DEFAULT_MODEL, DEFAULT_EPOCHS = "2", 20
-MOST_EPOCHS = 10_000
 TEST_BATCH = 500
 
 
-class UsageError(ValueError):
-    """Something asked for that cannot be done; the message says what, why and what to do."""
-
-
-# ---------------------------------------------------------------- what is asked for
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """Argparse whose errors are one line, without the usage above it."""
-
-    def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
-
-
-def whole_number(lowest: int, highest: int | None = None) -> Callable[[str], int]:
-    """A parser of whole numbers in a range, for argparse and for the questions."""
-    allowed = f"a whole number from {lowest} " + (f"to {highest}" if highest else "up")
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or value < lowest or (highest is not None and value > highest):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
-        return value
-
-    return parse
-
-
-def real_number(positive: bool) -> Callable[[str], float]:
-    """A parser of finite numbers above 0 (positive) or from 0 up."""
-    allowed = "a number above 0" if positive else "a number from 0 up"
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or value < 0 or (positive and value == 0):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
-        return value
-
-    return parse
-
-
-def recipe_entry(text: str) -> tuple[str, object]:
-    """KEY=VALUE as a key of the recipe and a number or a word."""
-    key, equals, value = text.partition("=")
-    known = [field.name for field in fields(utils.Recipe)]
-    if not equals or key not in known:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not KEY=VALUE with a KEY out of {', '.join(known)}"
-        )
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
-
-
-parse_epochs = whole_number(1, MOST_EPOCHS)
-
-
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; what it leaves out is None, or the default that --help shows."""
-    parser = ArgumentParser(
-        prog="train.py",
-        description="Train a small CNN on CIFAR-10. Asks for the model and the epochs unless told.",
-    )
-    add = parser.add_argument
-    add("--model", help="1, 2, 3, or a path to a model file of your own, which is run as code")
-    add("--epochs", type=parse_epochs, help="passes over the training images")
-    add(
-        "--recipe",
-        choices=("tuned", "published"),
-        default="tuned",
-        help="the model file's RECIPE, or its PUBLISHED one, for comparison (tuned)",
-    )
-    add("--batch-size", type=whole_number(1), help="instead of the recipe's")
-    add("--lr", type=real_number(positive=True), help="peak learning rate, instead of the recipe's")
-    add("--weight-decay", type=real_number(positive=False), help="instead of the recipe's")
-    add(
-        "--set",
-        type=recipe_entry,
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="any other key of the recipe, such as label_smoothing=0.1; may be given repeatedly",
-    )
-    add("--seed", type=whole_number(0, 2**32 - 1), default=0, help="of all that is random (0)")
-    add("--device", help="cuda, cuda:1, mps or cpu (default: the first of these that is there)")
-    add("--data-dir", default="data", help="where CIFAR-10 lies or is put (data)")
-    add("--output-dir", default="output", help="where the run's folder is made (output)")
-    add(
-        "--loader",
-        choices=("batched", "albumentations"),
-        default="batched",
-        help="augment whole batches on the device, or image by image in worker processes "
-        "(batched, where every transform has a batched form)",
-    )
-    add(
-        "--workers",
-        type=whole_number(0, 256),
-        help="worker processes of the albumentations loader (one a core, at most 8; 0 = none)",
-    )
-    add(
-        "--compile",
-        action="store_true",
-        help="torch.compile the training pass (slower on the CPU, not yet measured on a GPU)",
-    )
-    add(
-        "--val-split",
-        type=whole_number(1),
-        metavar="N",
-        help="hold out N training images and report them each epoch; the test set is read once, "
-        "at the end",
-    )
-    add(
-        "--download-timeout",
-        type=real_number(positive=False),
-        default=60.0,
-        metavar="SECONDS",
-        help="how long a download may crawl before the next source is tried (60; 0 = for ever)",
-    )
-    add(
-        "--dry-run",
-        action="store_true",
-        help="one short epoch (or --epochs) on the images in data/sample, without network",
-    )
-    return parser.parse_args(arguments)
-
-
-class Questions:
-    """Asks on a terminal, reads answers from a pipe, takes the defaults where there is neither."""
-
-    PATIENCE = 1.0  # seconds that a pipe may stay silent before it counts as empty
-
-    def __init__(self, stdin: TextIO | None) -> None:
-        self.terminal = stdin is not None and stdin.isatty()
-        self.answers = iter(()) if self.terminal else self._piped(stdin)
-
-    def ask(self, question: str, default: str, parse: Callable[[str], object]) -> object:
-        """The parsed answer; a wrong one is explained and asked again.
-
-        Raises:
-            EOFError: the terminal's user ended the input.
-            UsageError: the last answer on a pipe was a wrong one.
-        """
-        wrong = None
-        while True:
-            if self.terminal:
-                text = input(f"{question} [{default}]: ").strip()
-            else:
-                text = next(self.answers, None)
-                if text is None and wrong:
-                    raise UsageError(f"{wrong} (and no other answer followed)")
-                text = (text or "").strip()
-                print(f"{question} [{default}]: {text}")
-            try:
-                return parse(text or default)
-            except (argparse.ArgumentTypeError, UsageError) as error:
-                wrong = str(error)
-                print(f"  {wrong}")
-
-    def _piped(self, stdin: TextIO | None) -> Iterator[str]:
-        if stdin is None:
-            return
-        try:
-            file = stdin.fileno()
-            text = b""
-            while select.select([file], [], [], self.PATIENCE)[0]:
-                if not (more := os.read(file, 65536)):
-                    break
-                text += more
-        except (OSError, ValueError):  # no file behind it; or Windows, which selects sockets only
-            text = stdin.read().encode()
-        yield from text.decode(errors="replace").splitlines()
+# ---------------------------------------------------------------- networks
 
 
 class Network(NamedTuple):
     """A model file: its name, network class, recipe, and the recipe that it was published with."""
 
+    choice: str  # 1, 2, 3 or the file's absolute path
     name: str
     build: Callable[[], nn.Module]
     recipe: utils.Recipe
@@ -281,7 +107,10 @@ def load_network(choice: str) -> Network:
         raise UsageError(
             f"{path}: {networks[0].__name__} turns 2 images into {shape}; it must be (2, 10)"
         )
-    return Network(path.stem, networks[0], recipe, published)
+    own = choice not in ("1", "2", "3")
+    return Network(
+        str(path.resolve()) if own else choice, path.stem, networks[0], recipe, published
+    )
 
 
 def _read_recipe(path: Path, name: str, recipe: object) -> utils.Recipe:
@@ -303,7 +132,7 @@ def _needs_no_arguments(network: type) -> bool:
 
 def choose(args: argparse.Namespace) -> tuple[Network, int]:
     """The network and the number of epochs: from the flags, else asked for, else the defaults."""
-    questions = Questions(sys.stdin) if args.model is None or args.epochs is None else None
+    questions = cli.Questions(sys.stdin) if args.model is None or args.epochs is None else None
     if args.model is None:
         print("Networks for CIFAR-10:")
         for number in ("1", "2", "3"):
@@ -320,10 +149,14 @@ def choose(args: argparse.Namespace) -> tuple[Network, int]:
         return network, args.epochs
     if args.dry_run:
         return network, 1
-    return network, questions.ask("How many epochs?", str(DEFAULT_EPOCHS), parse_epochs)
+    return network, questions.ask("How many epochs?", str(DEFAULT_EPOCHS), cli.parse_epochs)
 
 
 # ---------------------------------------------------------------- one run
+
+
+class StorageError(OSError):
+    """The run's folder cannot be written; the message says how to go on later."""
 
 
 class Split(NamedTuple):
@@ -334,25 +167,151 @@ class Split(NamedTuple):
     labels: np.ndarray
 
 
-def run_training(network: Network, epochs: int, args: argparse.Namespace) -> None:
-    """Assembles everything, trains, and writes the run's folder.
+@dataclass
+class Training:
+    """One run, assembled: the network, all that moves it, and the images it sees."""
+
+    network: Network
+    epochs: int
+    recipe: utils.Recipe
+    settings: dict  # what a repetition needs, as settings.json holds it
+    device: torch.device
+    precision: utils.Precision  # of the training steps
+    exact: utils.Precision  # of the evaluation
+    loader: utils.Loader
+    test_transform: A.Compose
+    reported: Split  # after each epoch
+    test_split: Split  # at the end
+    model: nn.Module
+    compiled: nn.Module  # the same model, or its compiled form
+    criterion: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    history: runs.History
+    pictures: dict[str, bytes]  # that can be drawn before the training
+    summary: str  # torchsummary's table
+    intro: list[str]  # first lines of the log
+    seconds: float = 0.0  # of all sessions so far
+
+    def evaluate(self, split: Split) -> utils.Evaluation:
+        """One pass over the split in float32."""
+        loader = utils.make_loader(
+            split.images,
+            split.labels,
+            self.test_transform,
+            TEST_BATCH,
+            shuffle=False,
+            device=self.device,
+            precision=self.exact,
+        )
+        return utils.test(self.model, loader, self.device, self.exact, split.name)
+
+    def weights(self) -> dict:
+        """The checkpoint of an epoch, without what only going on needs."""
+        return {
+            "network": self.network.build.__name__,
+            "epoch": len(self.history.rows),
+            "model": self.model.state_dict(),
+            "recipe": asdict(self.recipe),
+            "mean": self.settings["mean"],
+            "std": self.settings["std"],
+            "history": self.history.rows,
+        }
+
+    def checkpoint(self) -> dict:
+        """All that going on after this epoch needs."""
+        return self.weights() | {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random_state": utils.random_state(self.device),
+            "seconds": self.seconds,
+        }
+
+    def restore(self, path: Path) -> None:
+        """Takes up where the checkpoint was written.
+
+        Raises:
+            utils.CheckpointError: damaged, of another network, or no checkpoint of such a run.
+            OSError: it cannot be read.
+        """
+        utils.load_weights(self.model, path)
+        checkpoint = utils.read_checkpoint(path)
+        try:
+            rows = [dict(row) for row in checkpoint["history"]]
+            if not 1 <= len(rows) <= self.epochs or len(rows) != checkpoint["epoch"]:
+                raise ValueError(f"a history of {len(rows)} epochs")
+            self.history.rows = rows
+            self.history.summary()  # fails where a column is missing
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            for parameter, state in self.optimizer.state.items():
+                for name, value in state.items():
+                    shape = tuple(getattr(value, "shape", ()))
+                    if shape not in ((), tuple(parameter.shape)):
+                        raise ValueError(f"the optimizer's {name} is {shape}")
+            self.scheduler.load_state_dict(checkpoint["scheduler"])
+            self.scaler.load_state_dict(checkpoint["scaler"])
+            self.seconds = float(checkpoint["seconds"])
+            utils.restore_random_state(checkpoint["random_state"], self.device)
+        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise utils.CheckpointError(f"{path} is no checkpoint of this run: {reason}") from None
+
+
+def run_training(
+    network: Network,
+    epochs: int,
+    args: argparse.Namespace,
+    interrupts: Interrupts,
+    run: runs.Run | None = None,
+) -> None:
+    """Assembles everything, trains, and writes the run's folder; goes on with `run` if given.
 
     Raises:
         UsageError, cifar10.DataError, OSError: nothing could be trained or written.
         utils.DivergedError, KeyboardInterrupt: stopped; the finished epochs are reported first.
     """
+    training = assemble(network, epochs, args, load_data(args))
+    fresh = run is None
+    if fresh:
+        run = runs.Run.create(args.output_dir, network.name)
+    with run:
+        try:
+            (begin if fresh else go_on)(training, run)
+            evaluation, stopped = fit(training, run, interrupts)
+            if evaluation is not None:
+                report(training, run, evaluation, stopped)
+        except OSError as error:
+            raise StorageError(
+                f"{error}; what was finished lies in {run.folder}: when this is mended, go on with "
+                f"{resume_command(run)}"
+            ) from None
+        if stopped is not None:
+            run.log(f"Go on with: {resume_command(run)}")
+            raise stopped
+
+
+def resume_command(run: runs.Run) -> str:
+    return shlex.join(["python", "train.py", "--resume", str(run.folder)])
+
+
+def assemble(
+    network: Network, epochs: int, args: argparse.Namespace, data: cifar10.CIFAR10
+) -> Training:
+    """Everything that a run needs, up to its first step.
+
+    Raises:
+        UsageError, utils.DeviceError: something asked for cannot be done.
+    """
     device = utils.pick_device(args.device)
     precision = utils.pick_precision(device)
-    data = load_data(args)
     images, labels, reported, test_split = split(data, args.val_split)
     recipe = choose_recipe(network, args, len(images))
     mean, std = utils.channel_stats(images)
     train_transform = utils.train_transform(mean, std, recipe.augmentation(epochs))
-    test_transform = utils.test_transform(mean, std)
     batched, workers, loader_line = choose_loader(args, train_transform)
-    # Accuracies are claims, so they are computed in float32, where every machine finds the same.
-    exact = precision._replace(dtype=torch.float32)
-    train_loader = utils.make_loader(
+    loader = utils.make_loader(
         images,
         labels,
         train_transform,
@@ -364,20 +323,6 @@ def run_training(network: Network, epochs: int, args: argparse.Namespace) -> Non
         device=device,
         precision=precision,
     )
-
-    def loader_of(split: Split) -> utils.Loader:
-        return utils.make_loader(
-            split.images,
-            split.labels,
-            test_transform,
-            TEST_BATCH,
-            shuffle=False,
-            device=device,
-            precision=exact,
-        )
-
-    reported_loader = loader_of(reported)
-
     summary = utils.summary_table(network.build())  # draws random numbers, so before the seed
     utils.seed_everything(args.seed)
     model = network.build().to(device, memory_format=precision.memory_format)
@@ -385,117 +330,243 @@ def run_training(network: Network, epochs: int, args: argparse.Namespace) -> Non
     if device.type == "cpu":
         utils.keep_freed_memory()
         utils.speed_up_on_cpu(model)
-    trained_model = torch.compile(model) if args.compile else model
-    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     optimizer = utils.make_optimizer(model, recipe, precision.dtype)
-    scheduler = utils.make_scheduler(optimizer, recipe, epochs * len(train_loader))
-    scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
     torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
-
-    run = runs.Run.create(args.output_dir, network.name)
-    settings = {
-        "network": network.build.__name__,
-        "parameters": network.parameters,
-        "epochs": epochs,
-        "recipe_name": args.recipe,
-        "recipe": asdict(recipe),
-        "augmentation": recipe.augmentation(epochs),
-        "seed": args.seed,
-        "loader": "batched" if batched else "albumentations",
-        "workers": workers,
-        "val_split": args.val_split,
-        "dry_run": args.dry_run,
-        "device": utils.describe(device),
-        "precision": str(precision.dtype),
-        "memory_format": str(precision.memory_format),
-        "mean": mean,
-        "std": std,
-        "train_transform": A.to_dict(train_transform),
-        "data_sha256": cifar10.digests(data),
-    }
-    run.write_json("settings.json", settings | runs.environment())
-    run.write("summary.txt", summary)
-    run.write("augmentations.png", draw_augmentations(images, labels, train_transform, mean, std))
-    run.log(f"Device: {utils.describe(device)}, {precision.dtype}, {precision.memory_format}")
-    run.log(
-        f"Network: {network.build.__name__}, {network.parameters:,} parameters, for {epochs} "
-        f"epoch{'s' if epochs > 1 else ''} of {len(images):,} images, seed {args.seed}"
+    described = f"{utils.describe(device)}, {precision.dtype}, {precision.memory_format}"
+    return Training(
+        network=network,
+        epochs=epochs,
+        recipe=recipe,
+        settings={
+            "network": network.build.__name__,
+            "parameters": network.parameters,
+            "epochs": epochs,
+            "recipe_name": args.recipe,
+            "recipe": asdict(recipe),
+            "augmentation": recipe.augmentation(epochs),
+            "seed": args.seed,
+            "loader": "batched" if batched else "albumentations",
+            "workers": workers,
+            "val_split": args.val_split,
+            "dry_run": args.dry_run,
+            "device": utils.describe(device),
+            "precision": str(precision.dtype),
+            "memory_format": str(precision.memory_format),
+            "mean": mean,
+            "std": std,
+            "train_transform": A.to_dict(train_transform),
+            "data_sha256": cifar10.digests(data),
+            "arguments": stored_arguments(args, network, epochs),
+        },
+        device=device,
+        precision=precision,
+        # Accuracies are claims: in float32 every machine finds the same, but for rounding.
+        exact=precision._replace(dtype=torch.float32),
+        loader=loader,
+        test_transform=utils.test_transform(mean, std),
+        reported=reported,
+        test_split=test_split,
+        model=model,
+        compiled=torch.compile(model) if args.compile else model,
+        criterion=nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
+        optimizer=optimizer,
+        scheduler=utils.make_scheduler(optimizer, recipe, epochs * len(loader)),
+        scaler=torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16),
+        history=runs.History(reported.name, epochs, recipe.target_accuracy, recipe.target_epochs),
+        summary=summary,
+        pictures={
+            "augmentations.png": draw_augmentations(images, labels, train_transform, mean, std)
+        },
+        intro=[
+            f"Device: {described}",
+            f"Network: {network.build.__name__}, {network.parameters:,} parameters, for {epochs} "
+            f"epoch{'s' if epochs > 1 else ''} of {len(images):,} images, seed {args.seed}",
+            f"Recipe: {', '.join(f'{key} {value}' for key, value in asdict(recipe).items())}",
+            loader_line,
+        ],
     )
-    run.log(f"Recipe: {', '.join(f'{key} {value}' for key, value in asdict(recipe).items())}")
-    run.log(loader_line)
+
+
+def begin(training: Training, run: runs.Run) -> None:
+    """The first files of a new run; settings.json last, since it makes the folder a run's."""
+    run.write("summary.txt", training.summary)
+    for name, picture in training.pictures.items():
+        run.write(name, picture)
+    run.write_json("settings.json", training.settings | runs.environment())
+    for line in training.intro:
+        run.log(line)
     run.log(f"Output: {run.folder}")
 
-    history = runs.History(reported.name, epochs, recipe.target_accuracy, recipe.target_epochs)
-    stopped = None
-    started = time.perf_counter()
+
+def go_on(training: Training, run: runs.Run) -> None:
+    """Brings the training, and files that were not written any more, to the last epoch's end.
+
+    Raises:
+        UsageError: the code, the recipe or the data changed since the run began.
+        utils.CheckpointError: last.pt is damaged or not of this run.
+    """
+    before = run.read_json("settings.json")
+    now = json.loads(json.dumps(training.settings))
+    for key in ("network", "parameters", "recipe", "train_transform", "data_sha256", "val_split"):
+        if before.get(key) != now[key]:
+            raise UsageError(
+                f"{run.folder}: its {key} is not what it began with"
+                f"{_difference(before, now, key)}; put that back, or start a new run"
+            )
+    path, history = run.folder / "last.pt", training.history
+    if not path.is_file():
+        run.log("Resumed from the start: no epoch had been finished")
+        return
+    training.restore(path)
+    if not run.logged(history.beginning()):  # the process ended between the two
+        run.log(history.line())
+    save_epoch(training, run)
+    run.log(f"Resumed after epoch {len(history.rows)}, on {utils.describe(training.device)}")
+
+
+def _difference(before: dict, now: dict, key: str) -> str:
+    if key not in ("recipe", "data_sha256"):
+        return ""
+    old, new = before.get(key) or {}, now[key]
+    changed = [name for name in new if old.get(name) != new[name]]
+    return f" ({', '.join(f'{name}: {old.get(name)} then, {new[name]} now' for name in changed)})"
+
+
+def save_epoch(training: Training, run: runs.Run) -> None:
+    """Everything of the epoch that just ended; last.pt first, from which the rest follows."""
+    checkpoint = training.checkpoint()
+    run.save_checkpoint("last.pt", checkpoint)
+    run.save_checkpoint("weights.pt", checkpoint["model"])
+    if training.history.best_epoch == checkpoint["epoch"]:
+        run.save_checkpoint("best.pt", training.weights())
+    run.write_csv("log.csv", training.history.rows)
+
+
+def fit(
+    training: Training, run: runs.Run, interrupts: Interrupts
+) -> tuple[utils.Evaluation | None, Exception | KeyboardInterrupt | None]:
+    """Trains the epochs that are left.
+
+    Returns:
+        The evaluation to report (None if no epoch was finished), and what stopped the training
+        before its end, if anything.
+    """
+    history, stopped, evaluation = training.history, None, None
+    before, started = training.seconds, time.perf_counter()
     try:
-        for epoch in range(1, epochs + 1):
-            train_loader.sampler.set_epoch(epoch)
+        for epoch in range(len(history.rows) + 1, training.epochs + 1):
+            training.loader.sampler.set_epoch(epoch)
             epoch_start = time.perf_counter()
             trained = utils.train(
-                trained_model,
-                train_loader,
-                criterion,
-                optimizer,
-                scheduler,
-                scaler,
-                device,
-                precision,
+                training.compiled,
+                training.loader,
+                training.criterion,
+                training.optimizer,
+                training.scheduler,
+                training.scaler,
+                training.device,
+                training.precision,
             )
             train_end = time.perf_counter()
-            tested = utils.test(model, reported_loader, device, exact, reported.name)
-            history.add(
-                lr=scheduler.get_last_lr()[0],
-                train=trained,
-                evaluated=tested,
-                train_seconds=train_end - epoch_start,
-                test_seconds=time.perf_counter() - train_end,
-            )
-            evaluation = tested
-            weights = {
-                "network": network.build.__name__,
-                "epoch": epoch,
-                "model": model.state_dict(),
-                "recipe": asdict(recipe),
-                "mean": mean,
-                "std": std,
-                "history": history.rows,
-            }
-            training = {
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "scaler": scaler.state_dict(),
-                "generator": train_loader.generator.get_state() if batched else None,
-            }
-            run.save_checkpoint("last.pt", weights | training)
-            run.save_checkpoint("weights.pt", weights["model"])
-            if history.best_epoch == epoch:
-                run.save_checkpoint("best.pt", weights)
-            run.write_csv("log.csv", history.rows)
-            run.log(history.line())
+            tested = training.evaluate(training.reported)
+            with interrupts.held():
+                history.add(
+                    lr=training.scheduler.get_last_lr()[0],
+                    train=trained,
+                    evaluated=tested,
+                    train_seconds=train_end - epoch_start,
+                    test_seconds=time.perf_counter() - train_end,
+                )
+                evaluation = tested
+                training.seconds = before + time.perf_counter() - started
+                save_epoch(training, run)
+                run.log(history.line())
     except (KeyboardInterrupt, utils.DivergedError) as error:
         stopped = error
         run.log(f"Stopped in epoch {len(history.rows) + 1}: {str(error) or 'Ctrl-C'}")
-    if not history.rows:
-        raise stopped
-    evaluated = reported
-    if stopped is None and reported is not test_split:
-        evaluated = test_split
-        evaluation = utils.test(model, loader_of(test_split), device, exact)
-    seconds = time.perf_counter() - started
+        if not history.rows:
+            return None, stopped
+    if evaluation is None or (stopped is None and training.reported is not training.test_split):
+        if evaluation is None:  # no epoch since it was resumed; the weights may be half-way on
+            utils.load_weights(training.model, run.folder / "weights.pt")
+        final = training.reported if stopped is not None else training.test_split
+        evaluation = training.evaluate(final)
+    return evaluation, stopped
+
+
+def report(
+    training: Training,
+    run: runs.Run,
+    evaluation: utils.Evaluation,
+    stopped: Exception | KeyboardInterrupt | None,
+) -> None:
+    """The pictures, the results table, and last results.json, which ends a run."""
+    network, history = training.network, training.history
+    evaluated = training.reported if stopped is not None else training.test_split
+    draw_results(run, network, history, evaluated, evaluation)
+    run.log(f"\n{network.build.__name__}, {network.parameters:,} parameters")
+    run.log(history.table(evaluated.name, evaluation.accuracy, training.seconds, run.folder))
     results = history.summary() | {
         "completed": stopped is None,
         "evaluated": evaluated.name,
         "final_loss": evaluation.loss,
         "final_accuracy": evaluation.accuracy,
-        "total_seconds": seconds,
+        "total_seconds": training.seconds,
     }
     run.write_json("results.json", results)
-    draw_results(run, network, history, evaluated, evaluation)
-    run.log(f"\n{network.build.__name__}, {network.parameters:,} parameters")
-    run.log(history.table(evaluated.name, evaluation.accuracy, seconds, run.folder))
-    if stopped is not None:
-        raise stopped
+
+
+def stored_arguments(args: argparse.Namespace, network: Network, epochs: int) -> dict:
+    """The command line as a later --resume needs it."""
+    stored = {name: value for name, value in vars(args).items() if name != "resume"}
+    data_dir = str(Path(args.data_dir).resolve())
+    return stored | {"model": network.choice, "epochs": epochs, "data_dir": data_dir}
+
+
+def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
+    """What was not given, filled in."""
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    return argparse.Namespace(**(vars(args) | cli.DEFAULTS | given))
+
+
+def reopen(args: argparse.Namespace) -> tuple[runs.Run, Network, int, argparse.Namespace]:
+    """The run to go on with, its network, epochs and command line.
+
+    Raises:
+        UsageError: a flag differs from the run's.
+        runs.RunError: no such run, or nothing to go on with.
+    """
+    folder = args.resume or runs.newest_unfinished(args.output_dir or cli.DEFAULTS["output_dir"])
+    run = runs.Run.reopen(folder)
+    try:
+        settings = run.read_json("settings.json")
+        stored = settings.get("arguments")
+        if not isinstance(stored, dict) or set(stored) != set(vars(args)) - {"resume"}:
+            raise runs.RunError(
+                f"{run.folder}/settings.json does not say how the run was started; it comes from "
+                "another version of this code"
+            )
+        given = {name: value for name, value in vars(args).items() if value is not None}
+        for name in given:
+            if name in cli.FREE_ON_RESUME or json.loads(json.dumps(given[name])) == stored[name]:
+                continue
+            flag = "--" + name.replace("_", "-")
+            if name == "epochs":
+                raise UsageError(
+                    f"{run.folder} was laid out for {stored['epochs']} epochs, and its learning "
+                    f"rate ends there; leave --epochs out, or start a new run of {args.epochs}"
+                )
+            raise UsageError(
+                f"{run.folder} began with {flag} {stored[name]}, and going on cannot change that; "
+                f"leave {flag} out, or start a new run"
+            )
+        free = {name: given[name] for name in cli.FREE_ON_RESUME if name in given}
+        filled = argparse.Namespace(**(stored | {"resume": args.resume} | free))
+        filled.set = [tuple(pair) for pair in filled.set]
+        return run, load_network(filled.model), filled.epochs, filled
+    except BaseException:
+        run.close()
+        raise
 
 
 def load_data(args: argparse.Namespace) -> cifar10.CIFAR10:
@@ -625,20 +696,26 @@ def draw_augmentations(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    args = parse_arguments(arguments)
+    args = cli.parse_arguments(arguments)
     try:
-        network, epochs = choose(args)
-        run_training(network, epochs, args)
-    except KeyboardInterrupt:
+        with Interrupts() as interrupts:
+            run = None
+            if args.resume is None:
+                args = with_defaults(args)
+                network, epochs = choose(args)
+            else:
+                run, network, epochs, args = reopen(args)
+            run_training(network, epochs, args, interrupts, run)
+    except KeyboardInterrupt as error:
         print("\ntrain.py: interrupted", file=sys.stderr)
-        return 130
+        return getattr(error, "status", 130)
     except EOFError:
         print("\ntrain.py: no answer, nothing was trained")
         return 0
-    except (UsageError, utils.DeviceError) as error:
+    except (UsageError, utils.DeviceError, runs.RunError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
-    except (cifar10.DataError, utils.DivergedError, OSError) as error:
+    except (cifar10.DataError, utils.CheckpointError, utils.DivergedError, OSError) as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError:

@@ -16,6 +16,7 @@ import random
 import signal
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -145,6 +146,36 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  (a model file of somebody's own may draw from it)
     torch.manual_seed(seed)
+
+
+def random_state(device: torch.device) -> dict:
+    """The state of every generator that `seed_everything` seeds, for a checkpoint.
+
+    The loaders' need not be kept: an epoch's draws follow from the seed and its number.
+    """
+    numpy_name, numpy_keys, *numpy_rest = np.random.get_state()  # noqa: NPY002
+    state = {
+        "python": random.getstate(),
+        "numpy": (numpy_name, numpy_keys.tolist(), *numpy_rest),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type != "cpu":
+        state["device"] = torch.get_device_module(device).get_rng_state()
+    return state
+
+
+def restore_random_state(state: Mapping, device: torch.device) -> None:
+    """Sets the generators to what `random_state` returned; a device's only if it was of its kind.
+
+    Raises:
+        KeyError, TypeError, ValueError, RuntimeError: not such a state.
+    """
+    random.setstate(state["python"])
+    numpy_name, numpy_keys, *numpy_rest = state["numpy"]
+    np.random.set_state((numpy_name, np.array(numpy_keys, dtype=np.uint32), *numpy_rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if device.type != "cpu" and "device" in state:
+        torch.get_device_module(device).set_rng_state(state["device"])
 
 
 class Precision(NamedTuple):
@@ -329,6 +360,8 @@ def make_loader(
         persistent_workers=workers > 0,
         pin_memory=device.type == "cuda",
         worker_init_fn=_init_worker,
+        # Of its own, or starting the workers would draw from the generator that dropout uses.
+        generator=torch.Generator().manual_seed(seed),
     )
 
 
@@ -364,41 +397,59 @@ def summary_table(model: nn.Module) -> str:
     return text.getvalue()
 
 
-class WeightsError(ValueError):
-    """A file that does not hold the network's weights."""
+class CheckpointError(ValueError):
+    """A file that is damaged, or does not hold what is wanted of it."""
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """What torch.save wrote into the file, read as data, not code, its checksums compared.
+
+    PyTorch's own reader passes over the checksums that its files carry: it would take flipped
+    bits for weights.
+
+    Raises:
+        CheckpointError: damaged, or something else than a checkpoint; names the file.
+        OSError: it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+        if damaged:
+            raise CheckpointError(f"{path} is damaged: {damaged} in it has a wrong checksum")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, CheckpointError):
+        raise
+    except Exception as error:  # broken files raise many kinds of error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} is not a whole checkpoint: {reason}") from None
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{path} is no checkpoint: it holds a {type(checkpoint).__name__}")
+    return checkpoint
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Puts the weights of a file (weights.pt, last.pt or best.pt) into the model.
 
-    The file is read as data, not code.
-
     Raises:
-        WeightsError: not a file of tensors, or of another network; names the mismatch.
+        CheckpointError: damaged, or another network's; names the file and the mismatch.
         OSError: it cannot be read.
     """
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch.load has no error of its own for bytes that make no sense
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} is not a whole file of weights: {reason}") from None
-    if isinstance(weights, dict) and isinstance(weights.get("model"), dict):
+    weights = read_checkpoint(path)
+    if isinstance(weights.get("model"), dict):
         weights = weights["model"]
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = (
-        {name: tuple(getattr(value, "shape", ())) for name, value in weights.items()}
-        if isinstance(weights, dict)
-        else {}
-    )
+    wanted = {name: _shape(value) for name, value in model.state_dict().items()}
+    found = {name: _shape(value) for name, value in weights.items()}
     for name in [*wanted, *found]:
         if wanted.get(name) != found.get(name):
-            raise WeightsError(
+            raise CheckpointError(
                 f"{path} does not hold the weights of {type(model).__name__}: {name} is "
                 f"{found.get(name, 'missing')} there, {wanted.get(name, 'missing')} here"
             )
     model.load_state_dict(weights)
+
+
+def _shape(value: object) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def load_pretrained(name: str) -> tuple[nn.Module, A.Compose]:
@@ -415,7 +466,7 @@ def load_pretrained(name: str) -> tuple[nn.Module, A.Compose]:
 
     Raises:
         ValueError: no such network.
-        OSError, WeightsError: its weights are missing or damaged.
+        OSError, CheckpointError: its weights are missing or damaged.
     """
     number = name.removeprefix("model_")
     if name != f"model_{number}" or number not in ("1", "2", "3"):
@@ -717,20 +768,20 @@ def train(
         DivergedError: the loss became NaN or infinite.
     """
     model.train()
-    meter = _Meter(title, loader, device)
-    for images, labels in loader:
-        images = images.to(device, memory_format=precision.memory_format, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
-        optimizer.zero_grad()
-        with precision.autocast(device):
-            logits = model(images)
-        loss = criterion(logits.float(), labels)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        scheduler.step()
-        meter.update(loss.detach(), logits.detach(), labels)
-    return meter.close()
+    with _Meter(title, loader, device) as meter:
+        for images, labels in loader:
+            images = images.to(device, memory_format=precision.memory_format, non_blocking=True)
+            labels = labels.to(device, non_blocking=True)
+            optimizer.zero_grad()
+            with precision.autocast(device):
+                logits = model(images)
+            loss = criterion(logits.float(), labels)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            scheduler.step()
+            meter.update(loss.detach(), logits.detach(), labels)
+        return meter.read()
 
 
 @torch.inference_mode()
@@ -747,18 +798,19 @@ def test(
         DivergedError: the loss is NaN or infinite.
     """
     model.eval()
-    meter = _Meter(title, loader, device)
     all_logits, all_labels = [], []
-    for images, labels in loader:
-        images = images.to(device, memory_format=precision.memory_format, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
-        with precision.autocast(device):
-            logits = model(images)
-        logits = logits.float()
-        meter.update(F.cross_entropy(logits, labels), logits, labels)
-        all_logits.append(logits)
-        all_labels.append(labels)
-    return Evaluation(*meter.close(), torch.cat(all_logits).cpu(), torch.cat(all_labels).cpu())
+    with _Meter(title, loader, device) as meter:
+        for images, labels in loader:
+            images = images.to(device, memory_format=precision.memory_format, non_blocking=True)
+            labels = labels.to(device, non_blocking=True)
+            with precision.autocast(device):
+                logits = model(images)
+            logits = logits.float()
+            meter.update(F.cross_entropy(logits, labels), logits, labels)
+            all_logits.append(logits)
+            all_labels.append(labels)
+        metrics = meter.read()
+    return Evaluation(*metrics, torch.cat(all_logits).cpu(), torch.cat(all_labels).cpu())
 
 
 test.__test__ = False  # pytest would take the name for a test's
@@ -784,6 +836,12 @@ class _Meter:
             total=len(loader.dataset), desc=title, unit="img", leave=False, disable=None
         )
 
+    def __enter__(self) -> "_Meter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         hits = (logits.argmax(dim=1) == labels).sum()
         self.sums += torch.stack([loss * len(labels), hits])
@@ -800,14 +858,8 @@ class _Meter:
     def read(self) -> Metrics:
         loss, hits = (self.sums / self.images).tolist()
         if not math.isfinite(loss):
-            self.bar.close()
             raise DivergedError(
                 f"the loss became {loss} within the first {self.steps} steps of {self.title!r}: "
                 "the training diverged; try a lower --lr"
             )
         return Metrics(loss, 100 * hits)
-
-    def close(self) -> Metrics:
-        metrics = self.read()
-        self.bar.close()
-        return metrics

@@ -41,7 +41,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
     with pytest.raises(OSError, match="No space"):
         run.write("results.json", "new")
     assert (tmp_path / "results.json").read_text() == "old"
-    assert os.listdir(tmp_path) == ["results.json"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", "results.json"]
 
 
 def test_log_goes_to_the_screen_and_to_the_file(tmp_path, capsys):

@@ -353,7 +353,7 @@ def test_files_that_are_not_these_weights_are_refused(tmp_path, capsys):
     whole = path.read_bytes()
 
     def refused(message: str) -> None:
-        with pytest.raises(utils.WeightsError, match=message) as caught:
+        with pytest.raises(utils.CheckpointError, match=message) as caught:
             utils.load_weights(CNN_Model_2(), path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)

@@ -39,6 +39,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import VisionDataset
 
 import cifar10
+import cli
 import plots
 import runs
 import train
@@ -481,7 +482,7 @@ def report(results: dict) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    parser = train.ArgumentParser(
+    parser = cli.ArgumentParser(
         prog="tools.bench", description="Measure speed against the usual way and our own limit."
     )
     add = parser.add_argument
@@ -489,10 +490,10 @@ def main(arguments: list[str] | None = None) -> int:
     add("--device", help="cuda, mps or cpu (default: the first of these that is there)")
     add(
         "--images",
-        type=train.whole_number(FEWEST_IMAGES),
+        type=cli.whole_number(FEWEST_IMAGES),
         help="in an epoch (default: 50,000 on a GPU, 5,000 on the CPU)",
     )
-    add("--repetitions", type=train.whole_number(1, 100), default=5, help="of each figure (5)")
+    add("--repetitions", type=cli.whole_number(1, 100), default=5, help="of each figure (5)")
     add("--parts", action="store_true", help="measure what each part is worth, too")
     add("--output-dir", default="output", help="where the folder of the results is made (output)")
     args = parser.parse_args(arguments)
@@ -520,7 +521,7 @@ def main(arguments: list[str] | None = None) -> int:
         title = f"{network.build.__name__} on {results['device']}"
         run.write("bench.png", plots.bench(results, title))
         run.log(f"Results: {run.folder}")
-    except (train.UsageError, utils.DeviceError) as error:
+    except (cli.UsageError, utils.DeviceError) as error:
         print(f"tools.bench: error: {error}", file=sys.stderr)
         return 2
     except (cifar10.DataError, OSError) as error:

@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 
 import cifar10
+import cli
 import train
 import utils
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    parser = train.ArgumentParser(
+    parser = cli.ArgumentParser(
         prog="tools.evaluate",
         description="Test accuracy of trained weights, in float32, without augmentation.",
     )
@@ -33,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ntools.evaluate: interrupted", file=sys.stderr)
         return 130
-    except (train.UsageError, utils.DeviceError) as error:
+    except (cli.UsageError, utils.DeviceError) as error:
         print(f"tools.evaluate: error: {error}", file=sys.stderr)
         return 2
-    except (cifar10.DataError, utils.WeightsError, OSError) as error:
+    except (cifar10.DataError, utils.CheckpointError, OSError) as error:
         print(f"tools.evaluate: error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -46,19 +47,19 @@ def evaluate(path: Path, model: str | None, data_dir: str, device_name: str | No
     """Evaluates the weights on the whole test set; returns the line to print.
 
     Raises:
-        train.UsageError: no such weights, or nothing says whose they are.
-        utils.WeightsError: the file does not hold this network's weights.
+        cli.UsageError: no such weights, or nothing says whose they are.
+        utils.CheckpointError: the file does not hold this network's weights.
     """
     folder = path if path.is_dir() else path.parent
     file = path / "weights.pt" if path.is_dir() else path
     if not file.is_file():
-        raise train.UsageError(f"{file} is not there; give a run's folder or a file of weights")
+        raise cli.UsageError(f"{file} is not there; give a run's folder or a file of weights")
     settings_file = folder / "settings.json"
     settings = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
     if model is None:
         model = settings.get("network", "").removeprefix("CNN_Model_")
         if model not in ("1", "2", "3"):
-            raise train.UsageError(f"nothing beside {file} says which network it is; give --model")
+            raise cli.UsageError(f"nothing beside {file} says which network it is; give --model")
     chosen = train.load_network(model)
     device = utils.pick_device(device_name)
     network = chosen.build()

@@ -1,0 +1,213 @@
+"""The command line of train.py: its flags, and the questions that it asks instead.
+
+Nothing here trains: text in, checked values out.
+"""
+
+import argparse
+import ast
+import math
+import os
+import select
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from typing import TextIO
+
+import utils
+
+MOST_EPOCHS = 10_000
+# What a flag that is not given means; of the others, that nothing was asked for.
+DEFAULTS = {
+    "recipe": "tuned",
+    "set": [],
+    "seed": 0,
+    "data_dir": "data",
+    "output_dir": "output",
+    "loader": "batched",
+    "compile": False,
+    "download_timeout": 60.0,
+    "dry_run": False,
+}
+# What may be given anew when a run is gone on with; everything else stays as it began.
+FREE_ON_RESUME = ("resume", "device", "data_dir", "output_dir", "download_timeout")
+
+
+class UsageError(ValueError):
+    """Something asked for that cannot be done; the message says what, why and what to do."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Argparse whose errors are one line, without the usage above it."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+
+
+def whole_number(lowest: int, highest: int | None = None) -> Callable[[str], int]:
+    """A parser of whole numbers in a range, for argparse and for the questions."""
+    allowed = f"a whole number from {lowest} " + (f"to {highest}" if highest else "up")
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < lowest or (highest is not None and value > highest):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
+        return value
+
+    return parse
+
+
+def real_number(positive: bool) -> Callable[[str], float]:
+    """A parser of finite numbers above 0 (positive) or from 0 up."""
+    allowed = "a number above 0" if positive else "a number from 0 up"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or value < 0 or (positive and value == 0):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
+        return value
+
+    return parse
+
+
+def recipe_entry(text: str) -> tuple[str, object]:
+    """KEY=VALUE as a key of the recipe and a number or a word."""
+    key, equals, value = text.partition("=")
+    known = [field.name for field in fields(utils.Recipe)]
+    if not equals or key not in known:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not KEY=VALUE with a KEY out of {', '.join(known)}"
+        )
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+parse_epochs = whole_number(1, MOST_EPOCHS)
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; what it leaves out is None."""
+    parser = ArgumentParser(
+        prog="train.py",
+        description="Train a small CNN on CIFAR-10. Asks for the model and the epochs unless told.",
+    )
+    add = parser.add_argument
+    add("--model", help="1, 2, 3, or a path to a model file of your own, which is run as code")
+    add("--epochs", type=parse_epochs, help="passes over the training images")
+    add(
+        "--recipe",
+        choices=("tuned", "published"),
+        help="the model file's RECIPE, or its PUBLISHED one, for comparison (tuned)",
+    )
+    add("--batch-size", type=whole_number(1), help="instead of the recipe's")
+    add("--lr", type=real_number(positive=True), help="peak learning rate, instead of the recipe's")
+    add("--weight-decay", type=real_number(positive=False), help="instead of the recipe's")
+    add(
+        "--set",
+        type=recipe_entry,
+        action="append",
+        metavar="KEY=VALUE",
+        help="any other key of the recipe, such as label_smoothing=0.1; may be given repeatedly",
+    )
+    add("--seed", type=whole_number(0, 2**32 - 1), help="of all that is random (0)")
+    add("--device", help="cuda, cuda:1, mps or cpu (default: the first of these that is there)")
+    add("--data-dir", help="where CIFAR-10 lies or is put (data)")
+    add("--output-dir", help="where the run's folder is made (output)")
+    add(
+        "--loader",
+        choices=("batched", "albumentations"),
+        help="augment whole batches on the device, or image by image in worker processes "
+        "(batched, where every transform has a batched form)",
+    )
+    add(
+        "--workers",
+        type=whole_number(0, 256),
+        help="worker processes of the albumentations loader (one a core, at most 8; 0 = none)",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        default=None,
+        help="torch.compile the training pass (slower on the CPU, not yet measured on a GPU)",
+    )
+    add(
+        "--val-split",
+        type=whole_number(1),
+        metavar="N",
+        help="hold out N training images and report them each epoch; the test set is read once, "
+        "at the end",
+    )
+    add(
+        "--download-timeout",
+        type=real_number(positive=False),
+        metavar="SECONDS",
+        help="how long a download may crawl before the next source is tried (60; 0 = for ever)",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        default=None,
+        help="one short epoch (or --epochs) on the images in data/sample, without network",
+    )
+    add(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN_FOLDER",
+        help="go on with a run that was cut off, in its folder and with its settings (without a "
+        "folder: the newest unfinished run of --output-dir)",
+    )
+    return parser.parse_args(arguments)
+
+
+class Questions:
+    """Asks on a terminal, reads answers from a pipe, takes the defaults where there is neither."""
+
+    PATIENCE = 1.0  # seconds that a pipe may stay silent before it counts as empty
+
+    def __init__(self, stdin: TextIO | None) -> None:
+        self.terminal = stdin is not None and stdin.isatty()
+        self.answers = iter(()) if self.terminal else self._piped(stdin)
+
+    def ask(self, question: str, default: str, parse: Callable[[str], object]) -> object:
+        """The parsed answer; a wrong one is explained and asked again.
+
+        Raises:
+            EOFError: the terminal's user ended the input.
+            UsageError: the last answer on a pipe was a wrong one.
+        """
+        wrong = None
+        while True:
+            if self.terminal:
+                text = input(f"{question} [{default}]: ").strip()
+            else:
+                text = next(self.answers, None)
+                if text is None and wrong:
+                    raise UsageError(f"{wrong} (and no other answer followed)")
+                text = (text or "").strip()
+                print(f"{question} [{default}]: {text}")
+            try:
+                return parse(text or default)
+            except (argparse.ArgumentTypeError, UsageError) as error:
+                wrong = str(error)
+                print(f"  {wrong}")
+
+    def _piped(self, stdin: TextIO | None) -> Iterator[str]:
+        if stdin is None:
+            return
+        try:
+            file = stdin.fileno()
+            text = b""
+            while select.select([file], [], [], self.PATIENCE)[0]:
+                if not (more := os.read(file, 65536)):
+                    break
+                text += more
+        except (OSError, ValueError):  # no file behind it; or Windows, which selects sockets only
+            text = stdin.read().encode()
+        yield from text.decode(errors="replace").splitlines()
