@@ -251,6 +251,8 @@ class Training:
                     if shape not in ((), tuple(parameter.shape)):
                         raise ValueError(f"the optimizer's {name} is {shape}")
             self.scheduler.load_state_dict(checkpoint["scheduler"])
+            if self.scheduler.last_epoch != len(rows) * len(self.loader):  # it counts steps
+                raise ValueError(f"a schedule at step {self.scheduler.last_epoch}")
             self.scaler.load_state_dict(checkpoint["scaler"])
             self.seconds = float(checkpoint["seconds"])
             utils.restore_random_state(checkpoint["random_state"], self.device)

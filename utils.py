@@ -411,14 +411,12 @@ def read_checkpoint(path: str | Path) -> dict:
         CheckpointError: damaged, or something else than a checkpoint; names the file.
         OSError: it cannot be read.
     """
+    content = Path(path).read_bytes()
     try:
-        with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()
-        if damaged:
-            raise CheckpointError(f"{path} is damaged: {damaged} in it has a wrong checksum")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, CheckpointError):
-        raise
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            if damaged := file.testzip():
+                raise ValueError(f"{damaged} in it has a wrong checksum")
+        checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # broken files raise many kinds of error
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} is not a whole checkpoint: {reason}") from None

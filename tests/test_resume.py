@@ -1,0 +1,433 @@
+"""Interrupted and resumed runs: the same weights, one log, nothing lost, nothing mistaken."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import cifar10
+import plots
+import runs
+import train
+import utils
+from tools import torture
+
+ROOT = Path(__file__).parents[1]
+
+
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of so short a run; test_train.py looks at the pictures."""
+    for name in ("curves", "confusion_matrix", "class_accuracy", "misclassified"):
+        monkeypatch.setattr(plots, name, lambda *_: torture.PIXEL.getvalue())
+    monkeypatch.setattr(train, "draw_augmentations", lambda *_: torture.PIXEL.getvalue())
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch) -> None:
+    no_pictures(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def network(tmp_path_factory) -> str:
+    """A model file with convolutions, BatchNorm and dropout that trains in no time."""
+    path = tmp_path_factory.mktemp("network") / "small.py"
+    path.write_text(torture.NETWORK)
+    return str(path)
+
+
+def call(capsys, *arguments: object) -> tuple[int, str, str]:
+    try:
+        status = train.main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        status = end.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def flags(network: str, output: Path) -> tuple[object, ...]:
+    return ("--dry-run", "--model", network, "--epochs", 3, "--output-dir", output)
+
+
+def only(output: Path) -> Path:
+    (folder,) = output.iterdir()
+    return folder
+
+
+def stop_in(monkeypatch, epoch: int, error: BaseException, batches: int = 0) -> None:
+    """The training loop raises in that epoch, after so many batches."""
+    loop, calls = utils.train, []
+
+    def stopped(model, loader, *rest: object) -> object:
+        calls.append(1)
+        if len(calls) != epoch:
+            return loop(model, loader, *rest)
+
+        class Broken:
+            dataset = loader.dataset
+
+            def __iter__(self):
+                for number, batch in enumerate(loader):
+                    if number == batches:
+                        raise error
+                    yield batch
+
+        return loop(model, Broken(), *rest)
+
+    monkeypatch.setattr(utils, "train", stopped)
+
+
+KINDS = {"default": (), "two workers": ("--loader", "albumentations", "--workers", 2)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("epoch", "batches"), [(1, 4), (2, 0), (2, 5), (3, 0), (3, 9)])
+def test_a_resumed_run_ends_with_the_same_weights(
+    kind, epoch, batches, network, capsys, tmp_path, monkeypatch
+):
+    options = KINDS[kind]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    status, _, error = call(capsys, *flags(network, whole), *options)
+    assert status == 0, error
+    with monkeypatch.context() as context:
+        stop_in(context, epoch, KeyboardInterrupt(), batches)
+        status, out, _ = call(capsys, *flags(network, cut), *options)
+    assert status == 130
+    folder = only(cut)
+    assert f"Stopped in epoch {epoch}: Ctrl-C" in out
+    assert f"Go on with: python train.py --resume {folder}" in out
+    torch.rand(17)  # the state of this process must not matter
+    random.random()
+    status, out, error = call(capsys, "--resume", "--output-dir", cut)
+    assert status == 0, error
+    assert only(cut) == folder
+    torture.check_finished(folder, torture.weights_of(only(whole)))
+    for name in ("last.pt", "best.pt"):
+        ours = utils.read_checkpoint(folder / name)["model"]
+        for key, value in utils.read_checkpoint(only(whole) / name)["model"].items():
+            assert torch.equal(ours[key], value)
+    with open(only(whole) / "log.csv") as one, open(folder / "log.csv") as other:
+        for row, resumed in zip(one, other, strict=True):  # all but the two columns of seconds
+            assert row.split(",")[:-2] == resumed.split(",")[:-2]
+
+
+def test_the_torture_finds_nothing(tmp_path):
+    """50 SIGKILLs to living trainings, in a process that can be forked."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tools.torture", "50"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "bit for bit" in result.stdout
+
+
+def test_sigterm_keeps_the_epochs_and_exits_143(network, tmp_path):
+    process = subprocess.Popen(
+        [
+            sys.executable, ROOT / "train.py", "--dry-run", "--model", network, "--epochs", "5000",
+            "--output-dir", tmp_path / "out",
+        ],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    watchdog = threading.Timer(100, process.kill)
+    watchdog.start()
+    for line in process.stdout:
+        if line.startswith("Epoch [   3/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    out, error = process.communicate()
+    watchdog.cancel()
+    assert process.returncode == 143, error
+    assert ": SIGTERM\n" in out
+    assert "Go on with: python train.py --resume " in out
+    folder = only(tmp_path / "out")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["completed"] is False
+    assert results["epochs_done"] == utils.read_checkpoint(folder / "last.pt")["epoch"] >= 3
+    torture.check_files(folder)
+
+
+def test_an_interruption_waits_for_what_is_held():
+    with runs.Interrupts() as interrupts:
+        done = []
+
+        def work() -> None:
+            with interrupts.held():
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append("the rest of it")
+
+        with pytest.raises(runs.Interruption) as caught:
+            work()
+        assert done
+        assert caught.value.status == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.fixture(scope="session")
+def stopped_run(network, tmp_path_factory) -> Path:
+    """A run that was stopped in its third epoch; not to be changed."""
+    output = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as context:
+        no_pictures(context)
+        stop_in(context, 3, KeyboardInterrupt())
+        assert train.main([str(argument) for argument in flags(network, output)]) == 130
+    return only(output)
+
+
+@pytest.fixture
+def cut(stopped_run, tmp_path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(stopped_run, tmp_path / "cut" / stopped_run.name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--epochs", 10), "was laid out for 3 epochs"),
+        (("--lr", 0.5), "began with --lr None, and going on cannot change that"),
+        (("--batch-size", 10), "began with --batch-size None"),
+        (("--seed", 1), "began with --seed 0"),
+        (("--recipe", "published"), "began with --recipe tuned"),
+        (("--set", "augment=0.1"), "began with --set []"),
+        (("--model", "2"), "began with --model "),
+        (("--loader", "albumentations"), "began with --loader batched"),
+        (("--device", "tpu"), "no device 'tpu' here"),
+    ],
+)
+def test_what_a_run_began_with_stays(arguments, message, cut, capsys):
+    before = {path.name: path.read_bytes() for path in cut.iterdir()}
+    status, _, error = call(capsys, "--resume", cut, *arguments)
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in cut.iterdir()} == before
+
+
+def test_flags_that_say_the_same_are_no_change(cut, capsys):
+    status, _, error = call(capsys, "--resume", cut, "--epochs", 3, "--seed", 0)
+    assert status == 0, error
+
+
+def test_a_recipe_or_augmentation_that_was_edited_meanwhile_is_refused(
+    cut, network, capsys, monkeypatch
+):
+    text = Path(network).read_text()
+    Path(network).write_text(text.replace("lr=0.05", "lr=0.06"))
+    try:
+        status, _, error = call(capsys, "--resume", cut)
+    finally:
+        Path(network).write_text(text)
+    assert status == 2
+    assert "its recipe is not what it began with (lr: 0.05 then, 0.06 now)" in error
+    original = utils.train_transform
+    monkeypatch.setattr(utils, "train_transform", lambda *_: original((0, 0, 0), (1, 1, 1)))
+    status, _, error = call(capsys, "--resume", cut)
+    assert status == 2
+    assert "its train_transform is not what it began with; put that back" in error
+
+
+def test_nothing_to_resume(cut, capsys, tmp_path):
+    for arguments, message in (
+        ((tmp_path / "absent",), "is not a run's folder: there is no settings.json in it"),
+        (("--output-dir", tmp_path / "empty"), "there is no unfinished run in"),
+    ):
+        status, _, error = call(capsys, "--resume", *arguments)
+        assert status == 2
+        assert message in error
+        assert error.count("\n") == 1
+    assert call(capsys, "--resume", cut)[0] == 0
+    status, _, error = call(capsys, "--resume", cut)
+    assert (status, "is finished; there is nothing to go on with" in error) == (2, True)
+    status, _, error = call(capsys, "--resume", "--output-dir", cut.parent)
+    assert (status, "there is no unfinished run" in error) == (2, True)
+
+
+def test_a_run_that_is_being_trained_is_left_alone(cut, capsys):
+    with runs.Run.reopen(cut):
+        status, _, error = call(capsys, "--resume", cut)
+        assert (status, "is in use: another process trains this run" in error) == (2, True)
+        status, _, error = call(capsys, "--resume", "--output-dir", cut.parent)
+        assert (status, "there is no unfinished run" in error) == (2, True)
+    assert call(capsys, "--resume", cut)[0] == 0
+
+
+def test_the_newest_unfinished_run_is_taken(cut):
+    older = cut.with_name("20200101-000000-older")
+    newer = cut.with_name("20990101-000000-newer")
+    for folder in (older, newer):
+        shutil.copytree(cut, folder)
+    assert runs.newest_unfinished(cut.parent) == newer
+    (newer / "results.json").write_text('{"completed": true}')
+    assert runs.newest_unfinished(cut.parent) == cut
+
+
+# ---------------------------------------------------------------- damage
+
+
+def test_a_checkpoint_of_another_network_is_refused(cut, network, capsys):
+    checkpoint = utils.read_checkpoint(cut / "last.pt")
+    checkpoint["model"]["9.bias"] = torch.zeros(11)
+    torch.save(checkpoint, cut / "last.pt")
+    status, _, error = call(capsys, "--resume", cut)
+    assert status == 1
+    assert f"{cut}/last.pt does not hold the weights of Small: 9.bias is (11,) there" in error
+
+
+@pytest.mark.parametrize("key", ["history", "optimizer", "scheduler", "random_state", "seconds"])
+@pytest.mark.parametrize("value", [None, {}, [], "x", 3])
+def test_a_checkpoint_with_something_else_in_it_is_refused(key, value, cut, capsys):
+    checkpoint = utils.read_checkpoint(cut / "last.pt")
+    torch.save(checkpoint | {key: value}, cut / "last.pt")
+    status, _, error = call(capsys, "--resume", cut)
+    if key == "seconds" and value == 3:
+        assert status == 0
+        return
+    assert status == 1
+    assert f"{cut}/last.pt is no checkpoint of this run" in error
+    assert error.count("\n") == 1
+
+
+def test_damaged_checkpoints_are_noticed_or_harmless(cut, capsys):
+    """A bit flipped, a byte set, a piece missing: never a wrong number, never a traceback."""
+    whole = (cut / "last.pt").read_bytes()
+    good = utils.read_checkpoint(cut / "last.pt")
+    draw = random.Random(0)
+    messages = []
+    for _ in range(250):
+        damaged = bytearray(whole)
+        place = draw.randrange(len(damaged))
+        kind = draw.choice(("flip", "cut", "zeros", "byte"))
+        if kind == "flip":
+            damaged[place] ^= 1 << draw.randrange(8)
+        elif kind == "cut":
+            del damaged[place : place + draw.choice((1, 100, len(damaged)))]
+        elif kind == "zeros":
+            damaged[place : place + 64] = bytes(len(damaged[place : place + 64]))
+        else:
+            damaged[place] = draw.randrange(256)
+        (cut / "last.pt").write_bytes(damaged)
+        try:
+            loaded = utils.read_checkpoint(cut / "last.pt")
+        except utils.CheckpointError as error:
+            messages.append(str(error))
+            continue
+        assert loaded["history"] == good["history"]
+        for name, value in good["model"].items():
+            assert torch.equal(loaded["model"][name], value)
+    assert len(messages) > 200
+    assert all(str(cut / "last.pt") in text and "\n" not in text for text in messages)
+    (cut / "last.pt").write_bytes(whole[: len(whole) // 2])
+    status, _, error = call(capsys, "--resume", cut)
+    assert status == 1
+    assert "is not a whole checkpoint" in error
+    assert error.count("\n") == 1
+
+
+def test_damaged_caches_are_noticed_or_harmless(fake, tmp_path):
+    """The fake data set's cache, damaged in 250 ways, never passes for other images."""
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "cifar-10-batches-py").mkdir()
+    for name, content in fake.batches.items():
+        (root / "cifar-10-batches-py" / name).write_bytes(content)
+    silent = lambda _: None  # noqa: E731
+    cifar10.load_cifar10(root, announce=silent)
+    whole = (root / cifar10.CACHE).read_bytes()
+    draw, refused = random.Random(1), 0
+    for _ in range(250):
+        damaged = bytearray(whole)
+        place = draw.randrange(len(damaged))
+        if draw.random() < 0.8:
+            damaged[place] ^= 1 << draw.randrange(8)
+        else:
+            del damaged[place : place + draw.choice((1, 100, len(damaged)))]
+        (root / cifar10.CACHE).write_bytes(damaged)
+        try:
+            data = cifar10.read_cache(root / cifar10.CACHE)
+        except cifar10.DataError:
+            refused += 1
+            continue
+        assert cifar10.digests(data) == cifar10.digests(fake.data)
+    assert refused > 200
+
+
+# ---------------------------------------------------------------- disks
+
+
+def fail_writing(monkeypatch, name: str, error: OSError, after: int = 0) -> None:
+    """Writing the file of that name fails, after it worked so many times."""
+    replace, calls = os.replace, []
+
+    def failing(source, target) -> None:
+        if Path(target).name == name:
+            calls.append(1)
+            if len(calls) > after:
+                raise error
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+
+
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [("last.pt", 1), ("weights.pt", 1), ("best.pt", 0), ("log.csv", 1), ("train.log", 7),
+     ("curves.png", 0), ("results.json", 0)],
+)  # fmt: skip
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
+    name, after, network, capsys, tmp_path, monkeypatch
+):
+    status, _, _ = call(capsys, *flags(network, tmp_path / "whole"))
+    with monkeypatch.context() as context:
+        fail_writing(context, name, FULL, after)
+        status, _, error = call(capsys, *flags(network, tmp_path / "full"))
+    assert status == 1
+    assert error.startswith("train.py: error: [Errno 28] No space left on device")
+    assert "go on with python train.py --resume" in error
+    assert error.count("\n") == 1
+    folder = only(tmp_path / "full")
+    assert not list(folder.glob("*.part"))
+    assert not list(folder.glob(".*.part"))
+    torture.check_files(folder)
+    status, _, error = call(capsys, "--resume", folder)
+    assert status == 0, error
+    torture.check_finished(folder, torture.weights_of(only(tmp_path / "whole")))
+
+
+def test_short_writes_never_replace_a_whole_file(tmp_path, monkeypatch):
+    run = runs.Run(tmp_path)
+    run.write("results.json", "whole")
+    real = os.fsync
+
+    def short(file: int) -> None:
+        os.ftruncate(file, 2)
+        real(file)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", short)
+    with pytest.raises(OSError, match="Input/output"):
+        run.write("results.json", "a longer text")
+    assert (tmp_path / "results.json").read_text() == "whole"
+
+
+def test_no_space_for_the_cache_is_said_and_leaves_nothing_behind(fake, tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    (root / "cifar-10-batches-py").mkdir(parents=True)
+    for name, content in fake.batches.items():
+        (root / "cifar-10-batches-py" / name).write_bytes(content)
+    fail_writing(monkeypatch, cifar10.CACHE, FULL)
+    with pytest.raises(cifar10.DataError, match="no space for the cache"):
+        cifar10.load_cifar10(root, announce=lambda _: None)
+    assert [path.name for path in root.iterdir()] == ["cifar-10-batches-py"]
