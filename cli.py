@@ -1,4 +1,4 @@
-"""The command line of train.py: its flags, and the questions that it asks instead.
+"""Command lines: what train.py and the tools are asked for, and how they report what went wrong.
 
 Nothing here trains: text in, checked values out.
 """
@@ -8,10 +8,15 @@ import ast
 import math
 import os
 import select
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import TextIO
 
+import torch
+
+import cifar10
+import runs
 import utils
 
 MOST_EPOCHS = 10_000
@@ -40,6 +45,46 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+
+
+def run(program: str, work: Callable[[], None]) -> int:
+    """Does the work; returns the exit status.
+
+    0: done. 1: it could not be done. 2: something else has to be asked for. 130 and the like: a
+    signal. Errors are one line on standard error.
+    """
+    try:
+        work()
+    except KeyboardInterrupt as error:
+        print(f"\n{program}: interrupted", file=sys.stderr)
+        return getattr(error, "status", 130)
+    except (UsageError, utils.DeviceError, runs.RunError) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
+    except (cifar10.DataError, utils.CheckpointError, utils.DivergedError, OSError) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError:
+        print(f"{program}: error: out of GPU memory; give a smaller --batch-size", file=sys.stderr)
+        return 1
+    return 0
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """--data-dir, --output-dir and --dry-run, as train.py has them, for the tools."""
+    add = parser.add_argument
+    add("--data-dir", default="data", help="where CIFAR-10 lies or is put (data)")
+    add("--output-dir", default="output", help="where the results are put (output)")
+    add("--dry-run", action="store_true", help="on the images in data/sample, without network")
+
+
+def load_data(args: argparse.Namespace) -> cifar10.CIFAR10:
+    """CIFAR-10, or its sample in a dry run."""
+    if not args.dry_run:
+        return cifar10.load_cifar10(args.data_dir, getattr(args, "download_timeout", 60.0))
+    data = cifar10.load_sample()
+    print(f"Dry run: {len(data.train_images)} training and {len(data.test_images)} test images")
+    return data
 
 
 def whole_number(lowest: int, highest: int | None = None) -> Callable[[str], int]:

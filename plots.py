@@ -154,6 +154,93 @@ def augmentations(
     return _png(figure)
 
 
+def class_counts(counts: dict[str, np.ndarray], classes: tuple[str, ...], title: str) -> bytes:
+    """Bars of the number of images of each class, a group of bars a class.
+
+    Args:
+        counts: name of the split to int (classes,).
+    """
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(counts)
+    for number, (split, values) in enumerate(counts.items()):
+        places = np.arange(len(classes)) + (number - (len(counts) - 1) / 2) * width
+        bars = axes.bar(places, values, width, label=f"{split}, {values.sum():,} images")
+        axes.bar_label(bars, fmt="{:,.0f}", padding=2, fontsize=8)
+    axes.set_xticks(range(len(classes)), classes)
+    axes.set(ylabel="images", title=title)
+    axes.margins(y=0.1)
+    figure.legend(loc="outside lower right", ncols=len(counts))
+    return _png(figure)
+
+
+def image_rows(rows: dict[str, np.ndarray], title: str) -> bytes:
+    """A row of images under each other for every name.
+
+    Args:
+        rows: name to uint8 (N, 32, 32, 3), the same N for all.
+    """
+    columns = max(len(images) for images in rows.values())
+    figure = Figure(figsize=(1.2 * columns + 1.6, 1.2 * len(rows) + 0.5), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes_row, (name, images) in zip(grid, rows.items(), strict=True):
+        axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for axes, image in zip(axes_row, images, strict=True):
+            axes.imshow(image)
+            axes.set(xticks=[], yticks=[])
+    return _png(figure)
+
+
+def labelled_images(images: np.ndarray, labels: list[str], columns: int, title: str) -> bytes:
+    """Images in rows of `columns`, each under its label.
+
+    Args:
+        images: uint8 (N, height, width, 3).
+    """
+    rows = -(-len(images) // columns)
+    wide = images.shape[2] / images.shape[1]
+    figure = Figure(figsize=(1.5 * wide * columns + 0.2, 1.75 * rows + 0.5), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, image, label in zip(grid, images, labels, strict=False):
+        axes.imshow(image)
+        axes.set_title(label, fontsize=9)
+    return _png(figure)
+
+
+def channel_histograms(
+    counts: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...], title: str
+) -> bytes:
+    """How often each grey level occurs in each channel, with its mean and standard deviation.
+
+    Args:
+        counts: int (3, 256), of red, green, blue.
+        mean, std: of each channel, in units of the full range 255.
+    """
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, name, row, middle, spread in zip(
+        panels, ("red", "green", "blue"), counts, mean, std, strict=True
+    ):
+        axes.bar(np.arange(256), 100 * row / row.sum(), width=1.0, color=f"tab:{name}", alpha=0.7)
+        axes.axvline(255 * middle, color="black", label=f"mean {middle:.4f}")
+        axes.axvspan(
+            255 * (middle - spread),
+            255 * (middle + spread),
+            color="black",
+            alpha=0.1,
+            label=f"± std {spread:.4f}",
+        )
+        axes.set(title=name, xlabel="grey level", xlim=(-0.5, 255.5))
+        axes.legend()
+    panels[0].set_ylabel("share of the pixels (%)")
+    return _png(figure)
+
+
 def bench(results: dict, title: str) -> bytes:
     """The tables of tools/bench as bars: medians, with whiskers from least to greatest.
 

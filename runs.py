@@ -122,17 +122,7 @@ class Run:
 
     def write(self, name: str, content: str | bytes) -> Path:
         """Writes a whole file of the run; returns its path."""
-        path = self.folder / name
-        part = path.with_name(f".{name}.part")
-        try:
-            with open(part, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-        return path
+        return write_file(self.folder / name, content)
 
     def write_json(self, name: str, value: object) -> Path:
         """Writes a value of dicts, lists, strings and numbers as indented JSON."""
@@ -166,6 +156,24 @@ class Run:
         if not isinstance(value, dict):
             raise RunError(f"{path} holds no settings")
         return value
+
+
+def write_file(path: Path, content: str | bytes) -> Path:
+    """Writes a file whole or not at all; returns its path.
+
+    Raises:
+        OSError: it cannot be written; what was there before still is.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
 
 
 def is_finished(folder: Path) -> bool:

@@ -274,7 +274,7 @@ def run_training(
         UsageError, cifar10.DataError, OSError: nothing could be trained or written.
         utils.DivergedError, KeyboardInterrupt: stopped; the finished epochs are reported first.
     """
-    training = assemble(network, epochs, args, load_data(args))
+    training = assemble(network, epochs, args, cli.load_data(args))
     fresh = run is None
     if fresh:
         run = runs.Run.create(args.output_dir, network.name)
@@ -571,15 +571,6 @@ def reopen(args: argparse.Namespace) -> tuple[runs.Run, Network, int, argparse.N
         raise
 
 
-def load_data(args: argparse.Namespace) -> cifar10.CIFAR10:
-    """CIFAR-10, or its sample in a dry run."""
-    if not args.dry_run:
-        return cifar10.load_cifar10(args.data_dir, args.download_timeout)
-    data = cifar10.load_sample()
-    print(f"Dry run: {len(data.train_images)} training and {len(data.test_images)} test images")
-    return data
-
-
 def choose_loader(args: argparse.Namespace, transform: A.Compose) -> tuple[bool, int, str]:
     """Whether the loader is the batched one, its number of workers, and a line that says so."""
     reason = "as --loader asks"
@@ -690,8 +681,7 @@ def draw_augmentations(
     draws = []
     for _ in range(5):
         tensors = torch.stack([transform(image=image)["image"] for image in raw])
-        pixels = tensors.permute(0, 2, 3, 1).numpy() * np.array(std) + np.array(mean)
-        draws.append((255 * pixels).round().clip(0, 255).astype(np.uint8))
+        draws.append(utils.to_pixels(tensors, mean, std))
     classes = tuple(cifar10.CLASSES[label] for label in present)
     return plots.augmentations(raw, draws, classes, "What the network is shown in training")
 
@@ -699,31 +689,22 @@ def draw_augmentations(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     args = cli.parse_arguments(arguments)
-    try:
+
+    def work() -> None:
         with Interrupts() as interrupts:
-            run = None
-            if args.resume is None:
-                args = with_defaults(args)
-                network, epochs = choose(args)
-            else:
-                run, network, epochs, args = reopen(args)
-            run_training(network, epochs, args, interrupts, run)
-    except KeyboardInterrupt as error:
-        print("\ntrain.py: interrupted", file=sys.stderr)
-        return getattr(error, "status", 130)
-    except EOFError:
-        print("\ntrain.py: no answer, nothing was trained")
-        return 0
-    except (UsageError, utils.DeviceError, runs.RunError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
-    except (cifar10.DataError, utils.CheckpointError, utils.DivergedError, OSError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 1
-    except torch.OutOfMemoryError:
-        print("train.py: error: out of GPU memory; give a smaller --batch-size", file=sys.stderr)
-        return 1
-    return 0
+            if args.resume is not None:
+                run, network, epochs, filled = reopen(args)
+                run_training(network, epochs, filled, interrupts, run)
+                return
+            filled = with_defaults(args)
+            try:
+                network, epochs = choose(filled)
+            except EOFError:
+                print("\ntrain.py: no answer, nothing was trained")
+                return
+            run_training(network, epochs, filled, interrupts)
+
+    return cli.run("train.py", work)
 
 
 if __name__ == "__main__":

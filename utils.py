@@ -106,6 +106,12 @@ def test_transform(mean: RGB, std: RGB) -> A.Compose:
     )
 
 
+def to_pixels(tensors: Tensor, mean: RGB, std: RGB) -> np.ndarray:
+    """Normalised images (..., 3, H, W) back to uint8 (..., H, W, 3), to be looked at."""
+    values = tensors.movedim(-3, -1).float().cpu().numpy() * np.array(std) + np.array(mean)
+    return (255 * values).round().clip(0, 255).astype(np.uint8)
+
+
 test_transform.__test__ = False  # pytest would take the name for a test's
 
 # ---------------------------------------------------------------- device and precision

