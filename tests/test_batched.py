@@ -10,6 +10,7 @@ from scipy import stats
 
 import utils
 from batched import READERS, BatchedTransform, Random, UnknownTransformError
+from tools.validate_transforms import batched_parameters
 
 FILL = (125, 122, 115)
 ENDING = (A.Normalize(mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26)), ToTensorV2())
@@ -18,26 +19,6 @@ ENDING = (A.Normalize(mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26)), ToTensor
 def planar(images: np.ndarray) -> torch.Tensor:
     """(N, H, W, 3) as CIFAR-10 has it to (N, 3, H, W) as the network wants it."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-
-
-def parameters_of(transform: A.BasicTransform, drawn: list[dict]) -> tuple[torch.Tensor, ...]:
-    """What Albumentations drew, in the form that the batched step takes."""
-    if isinstance(transform, A.Affine):
-        return (torch.tensor(np.stack([each["matrix"][:2] for each in drawn])).float(),)
-    if isinstance(transform, A.CoarseDropout):
-        most = max(len(each["holes"]) for each in drawn)
-        holes = np.zeros((len(drawn), most, 4), dtype=np.int64)
-        for row, each in zip(holes, drawn, strict=True):
-            row[: len(each["holes"])] = each["holes"]
-        return (torch.from_numpy(holes),)
-    if isinstance(transform, A.RandomCrop):
-        corners = np.array([each["crop_coords"][:2] for each in drawn])
-        return torch.from_numpy(corners[:, 0]), torch.from_numpy(corners[:, 1])
-    if isinstance(transform, A.ColorJitter):
-        names = ("brightness", "contrast", "saturation", "hue")
-        factors = torch.tensor([[each[name] for name in names] for each in drawn])
-        return factors, torch.tensor([list(each["order"]) for each in drawn])
-    return ()
 
 
 def both(transform: A.BasicTransform, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -50,7 +31,7 @@ def both(transform: A.BasicTransform, images: np.ndarray) -> tuple[np.ndarray, n
         ((_, parameters),) = result["applied_transforms"]
         drawn.append(parameters)
     step = READERS[type(transform)](transform)
-    ours = step.apply(planar(images), *parameters_of(transform, drawn))
+    ours = step.apply(planar(images), *batched_parameters(type(transform).__name__, drawn))
     return np.stack(outputs), ours.permute(0, 2, 3, 1).numpy()
 
 

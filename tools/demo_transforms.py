@@ -1,0 +1,130 @@
+"""Pictures of what the training transform does: each step alone, all together, and as a film.
+
+    python -m tools.demo_transforms                       # on the first training image
+    python -m tools.demo_transforms --image cat.jpg       # a picture of your own, at 32x32
+
+It shows the steps of whatever `utils.train_transform` returns, with the mean and std of the
+training images: the colour that fills corners and holes is their mean. Alone, each step is applied
+always; all together, as often as the pipeline says.
+"""
+
+import copy
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import albumentations as A
+import numpy as np
+from PIL import Image
+
+import cli
+import plots
+import runs
+import utils
+
+DRAWS = 8
+FRAMES, FRAME_SECONDS, SCALE = 30, 0.2, 8
+
+
+def read_image(path: Path) -> np.ndarray:
+    """A picture file as uint8 (32, 32, 3): its central square, resized.
+
+    Raises:
+        cli.UsageError: not a picture.
+    """
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except OSError as error:
+        raise cli.UsageError(f"{path} cannot be read as a picture: {error}") from None
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return np.asarray(square.resize((32, 32), Image.Resampling.LANCZOS))
+
+
+def steps_alone(pipeline: A.Compose) -> dict[str, A.Compose]:
+    """For each step that changes the picture, its name and a pipeline of it alone, always applied.
+
+    What ends the pipeline (Normalize, ToTensorV2) is in each, so that all outputs are alike.
+    """
+    ending = [step for step in pipeline.transforms if _ends(step)]
+    alone = {}
+    for step in pipeline.transforms:
+        if not _ends(step):
+            always = copy.deepcopy(step)
+            always.p = 1.0
+            alone[type(step).__name__] = A.Compose([always, *ending], strict=True)
+    return alone
+
+
+def _ends(step: A.BasicTransform) -> bool:
+    return type(step).__name__ in ("Normalize", "ToTensorV2")
+
+
+def draws(
+    pipeline: A.Compose, image: np.ndarray, count: int, mean: utils.RGB, std: utils.RGB
+) -> np.ndarray:
+    """That many outputs of the pipeline, uint8 (count, 32, 32, 3), the same at every call."""
+    pipeline.set_random_seed(0)
+    outputs = [pipeline(image=image)["image"] for _ in range(count)]
+    return np.stack([utils.to_pixels(output, mean, std) for output in outputs])
+
+
+def sheet(pipeline: A.Compose, image: np.ndarray, mean: utils.RGB, std: utils.RGB) -> bytes:
+    """A row of draws for each step alone, and one for the whole pipeline, as PNG."""
+    rows = {"raw": np.stack([image] * DRAWS)}
+    for name, alone in steps_alone(pipeline).items():
+        rows[name] = draws(alone, image, DRAWS, mean, std)
+    rows["all together"] = draws(pipeline, image, DRAWS, mean, std)
+    stats = ", ".join(
+        f"{name} {' '.join(f'{value:.4f}' for value in values)}"
+        for name, values in (("mean", mean), ("std", std))
+    )
+    return plots.image_rows(rows, f"Each step alone (always applied), and all together\n{stats}")
+
+
+def film(pipeline: A.Compose, image: np.ndarray, mean: utils.RGB, std: utils.RGB) -> bytes:
+    """An endless animated GIF of draws of the whole pipeline, enlarged."""
+    frames = [
+        Image.fromarray(frame).resize((32 * SCALE,) * 2, Image.Resampling.NEAREST)
+        for frame in draws(pipeline, image, FRAMES, mean, std)
+    ]
+    buffer = io.BytesIO()
+    frames[0].save(
+        buffer,
+        "GIF",
+        save_all=True,
+        append_images=frames[1:],
+        duration=round(1000 * FRAME_SECONDS),
+        loop=0,
+    )
+    return buffer.getvalue()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = cli.ArgumentParser(
+        prog="tools.demo_transforms", description="Pictures of what the training transform does."
+    )
+    parser.add_argument("--image", type=Path, help="a picture (default: the first training image)")
+    cli.add_data_flags(parser)
+    args = parser.parse_args(arguments)
+
+    def work() -> None:
+        own = read_image(args.image) if args.image else None
+        data = cli.load_data(args)
+        image = data.train_images[0] if own is None else own
+        mean, std = utils.channel_stats(data.train_images)
+        pipeline = utils.train_transform(mean, std)
+        folder = Path(args.output_dir) / "transforms"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, draw in (("transforms.png", sheet), ("transforms.gif", film)):
+            print(runs.write_file(folder / name, draw(pipeline, image, mean, std)))
+
+    return cli.run("tools.demo_transforms", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
