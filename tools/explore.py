@@ -105,8 +105,10 @@ def _descriptors(images: np.ndarray, mirrored: bool) -> torch.Tensor:
     return F.normalize(small - small.mean(dim=1, keepdim=True), dim=1)
 
 
-def report(data: cifar10.CIFAR10, pairs: Pairs, exact: int, mean: utils.RGB, std: utils.RGB) -> str:
+def report(data: cifar10.CIFAR10, pairs: Pairs) -> str:
     """The findings as Markdown."""
+    mean, std = utils.channel_stats(data.train_images)
+    exact = exact_duplicates(data.test_images, data.train_images)
     train, test = class_counts(data.train_labels), class_counts(data.test_labels)
     other = sum(data.test_labels[pairs.test] != data.train_labels[pairs.train])
     count = len(data.test_images)
@@ -163,14 +165,11 @@ def pair_images(data: cifar10.CIFAR10, pairs: Pairs) -> tuple[np.ndarray, list[s
     return np.concatenate(images, axis=2), labels
 
 
-def explore(data: cifar10.CIFAR10, folder: Path) -> list[Path]:
-    """Writes the pictures and the report; returns their paths."""
+def pictures(data: cifar10.CIFAR10, pairs: Pairs) -> dict[str, bytes]:
+    """File name to PNG."""
     mean, std = utils.channel_stats(data.train_images)
     splits = {"train": data.train_labels, "test": data.test_labels}
-    means = mean_images(data.train_images, data.train_labels)
-    pairs = near_duplicates(data.test_images, data.train_images)
-    exact = exact_duplicates(data.test_images, data.train_images)
-    pictures = {
+    drawn = {
         "class_counts.png": plots.class_counts(
             {name: class_counts(labels) for name, labels in splits.items()},
             cifar10.CLASSES,
@@ -183,24 +182,29 @@ def explore(data: cifar10.CIFAR10, folder: Path) -> list[Path]:
             histograms(data.train_images), mean, std, "Grey levels of all training pixels"
         ),
         "mean_images.png": plots.labelled_images(
-            means, list(cifar10.CLASSES), 5, "Mean training image of each class"
+            mean_images(data.train_images, data.train_labels),
+            list(cifar10.CLASSES),
+            5,
+            "Mean training image of each class",
         ),
     }
     if len(pairs.test):
         images, labels = pair_images(data, pairs)
-        shown = list(range(len(labels)))
+        shown, title = list(range(len(labels))), f"Test image | training image: {len(labels)} pairs"
         if len(shown) > 2 * SHOWN:
             shown = shown[:SHOWN] + shown[-SHOWN:]
-        pictures["near_duplicates.png"] = plots.labelled_images(
-            images[shown],
-            [labels[index] for index in shown],
-            4,
-            f"Test image | training image: {len(labels)} pairs, "
-            f"the {SHOWN} most and the {SHOWN} least alike of them",
+            title += f", the {SHOWN} most and the {SHOWN} least alike of them"
+        drawn["near_duplicates.png"] = plots.labelled_images(
+            images[shown], [labels[index] for index in shown], 4, title
         )
+    return drawn
+
+
+def explore(data: cifar10.CIFAR10, folder: Path) -> list[Path]:
+    """Writes the pictures and the report; returns their paths."""
+    pairs = near_duplicates(data.test_images, data.train_images)
+    files = {**pictures(data, pairs), "report.md": report(data, pairs)}
     folder.mkdir(parents=True, exist_ok=True)
-    text = report(data, pairs, exact, mean, std)
-    files = {**pictures, "report.md": text}
     return [runs.write_file(folder / name, content) for name, content in files.items()]
 
 

@@ -1,0 +1,182 @@
+"""tools.validate_transforms notices what an edit breaks; tools.demo_transforms shows the steps."""
+
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+from albumentations.pytorch import ToTensorV2
+from PIL import Image, ImageSequence
+
+import utils
+from tools import demo_transforms, validate_transforms
+
+GREY = (125, 122, 114)
+
+
+def call(tool, capsys, *arguments: object) -> tuple[int, str, str]:
+    try:
+        status = tool.main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        status = end.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+# ---------------------------------------------------------------- validate
+
+
+def test_what_the_repository_ships_passes(capsys):
+    status, out, error = call(validate_transforms, capsys, "--dry-run")
+    assert status == 0, out + error
+    assert "30 of 30 checks passed" in out
+    assert "FAIL" not in out
+
+
+def pipeline(mean, std, **changes: object) -> A.Compose:
+    """utils.train_transform's steps with other settings; None leaves one out."""
+    grey = tuple(round(255 * value) for value in mean)
+    affine = {
+        "translate_percent": (-0.1, 0.1),
+        "scale": (0.9, 1.1),
+        "rotate": (-15, 15),
+        "border_mode": cv2.BORDER_CONSTANT,
+        "fill": changes.get("fill", grey),
+        "p": changes.get("affine_p", 0.5),
+    }
+    side = changes.get("side", 16)
+    count = changes.get("holes", 1)
+    steps = [
+        A.HorizontalFlip(p=changes.get("flip", 0.5)),
+        A.Affine(**affine | changes.get("affine", {})),
+        A.CoarseDropout(
+            num_holes_range=(count, count),
+            hole_height_range=(side, side),
+            hole_width_range=(side, side),
+            fill=changes.get("fill", grey),
+            p=changes.get("hole_p", 0.5),
+        ),
+        A.Normalize(mean=mean, std=changes.get("std", std), max_pixel_value=255.0),
+        ToTensorV2(),
+    ]
+    return A.Compose([*changes.get("more", ()), *steps[: changes.get("end", 5)]], strict=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "failing"),
+    [
+        ({}, set()),
+        ({"flip": 0.0}, {"flip rate", "batched HorizontalFlip"}),
+        ({"affine_p": 0.9}, {"affine rate"}),
+        ({"affine": {"rotate": (-30, 30)}}, {"affine: angle"}),
+        ({"affine": {"rotate": (0, 15)}}, {"affine: angle"}),
+        ({"affine": {"scale": (0.5, 1.1)}}, {"affine: scale"}),
+        ({"affine": {"translate_percent": (-0.3, 0.3)}}, {"affine: shift"}),
+        ({"hole_p": 1.0}, {"hole rate"}),
+        ({"side": 8}, {"hole area", "pixels neither image nor fill"}),
+        ({"holes": 2}, {"holes", "pixels neither image nor fill"}),
+        ({"fill": (0, 0, 0)}, {"fill", "pixels neither image nor fill"}),
+        ({"end": 4}, {"train: shape", "train: type"}),
+        ({"more": [A.GaussianBlur(blur_limit=(3, 3), p=0.5)]}, set()),
+    ],
+)
+def test_an_edit_fails_the_checks_that_it_breaks_and_no_other(
+    changes, failing, sample, monkeypatch
+):
+    monkeypatch.setattr(utils, "train_transform", lambda mean, std: pipeline(mean, std, **changes))
+    # Its batches and workers take longest, and none of these edits touches what it checks.
+    monkeypatch.setattr(validate_transforms, "check_draws", lambda *_: [])
+    checks = list(validate_transforms.validate(sample))
+    assert {check.name for check in checks if not check.good} == failing
+
+
+def test_a_failing_check_fails_the_command(sample, monkeypatch, capsys):
+    monkeypatch.setattr(utils, "train_transform", lambda mean, std: pipeline(mean, std, flip=0.1))
+    status, out, error = call(validate_transforms, capsys, "--dry-run")
+    assert status == 1
+    assert out.count("FAIL") == 1
+    assert "29 of 30 checks passed" in out
+    assert error == ""
+
+
+def test_transforms_that_draw_nothing_new_are_noticed(sample, monkeypatch):
+    """A pipeline that ignores the seed: every batch, epoch and worker makes the same."""
+
+    class Stubborn(A.Compose):
+        def set_random_seed(self, seed: int | None) -> None:
+            super().set_random_seed(0)
+
+    def stubborn(mean, std):
+        return Stubborn(utils.train_transform(mean, std).transforms, strict=True)
+
+    found = validate_transforms.check_draws(
+        stubborn((0.5,) * 3, (0.2,) * 3), sample.train_images, sample.train_labels
+    )
+    failing = {check.name for check in found if not check.good}
+    assert failing == {
+        "another seed: equal images",
+        "another epoch: equal images",
+        "two workers: draws that both make",
+    }
+
+
+def test_a_transform_that_cannot_be_built_fails_in_one_line(sample, monkeypatch):
+    def misspelt(mean, std):
+        return A.Compose([A.HorizontalFlip(probability=0.5)], strict=True)
+
+    monkeypatch.setattr(utils, "train_transform", misspelt)
+    with pytest.warns(UserWarning, match="probability"):
+        failing = [check for check in validate_transforms.validate(sample) if not check.good]
+    assert [check.name for check in failing] == ["train: runs"]
+
+
+def test_stats_that_are_not_the_images_fail(sample, monkeypatch):
+    monkeypatch.setattr(
+        utils, "channel_stats", lambda images: ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    )
+    failing = {check.name for check in validate_transforms.validate(sample) if not check.good}
+    assert failing == {"test: mean of each channel", "test: std of each channel"}
+
+
+# ---------------------------------------------------------------- demo
+
+
+def test_demo_writes_a_sheet_and_a_film(capsys, tmp_path):
+    status, out, error = call(demo_transforms, capsys, "--dry-run", "--output-dir", tmp_path)
+    assert status == 0, error
+    sheet = Image.open(tmp_path / "transforms" / "transforms.png")
+    assert min(sheet.size) > 600
+    film = Image.open(tmp_path / "transforms" / "transforms.gif")
+    assert film.size == (256, 256)
+    # Frames in a row that are equal are stored as one, which is shown for longer.
+    shown = sum(frame.info["duration"] for frame in ImageSequence.Iterator(film))
+    assert shown == 30 * 200
+    assert str(tmp_path / "transforms" / "transforms.gif") in out
+
+
+def test_a_step_alone_is_always_applied_and_nothing_else_is(sample):
+    mean, std = utils.channel_stats(sample.train_images)
+    image = sample.train_images[0]
+    alone = demo_transforms.steps_alone(utils.train_transform(mean, std))
+    assert list(alone) == ["HorizontalFlip", "Affine", "CoarseDropout"]
+    flips = demo_transforms.draws(alone["HorizontalFlip"], image, 5, mean, std)
+    assert (flips == image[:, ::-1]).all()
+    for dropped in demo_transforms.draws(alone["CoarseDropout"], image, 5, mean, std):
+        assert 200 < (dropped != image).any(axis=2).sum() <= 256
+
+
+def test_a_picture_of_ones_own_is_cropped_to_its_middle(tmp_path):
+    picture = np.zeros((64, 128, 3), dtype=np.uint8)
+    picture[:, 32:96] = 200
+    Image.fromarray(picture).save(tmp_path / "wide.png")
+    image = demo_transforms.read_image(tmp_path / "wide.png")
+    assert image.shape == (32, 32, 3)
+    assert (image == 200).all()
+
+
+def test_a_picture_that_is_none_is_refused(capsys, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    for path in (tmp_path / "text.png", tmp_path / "absent.png"):
+        status, _, error = call(demo_transforms, capsys, "--dry-run", "--image", path)
+        assert status == 2
+        assert f"{path} cannot be read as a picture" in error
+        assert error.count("\n") == 1
