@@ -147,8 +147,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--epochs", type=parse_epochs, help="passes over the training images")
     add(
         "--recipe",
-        choices=("tuned", "published"),
-        help="the model file's RECIPE, or its PUBLISHED one, for comparison (tuned)",
+        choices=("tuned", "published", "ours"),
+        help="the model file's RECIPE; its PUBLISHED one, for comparison; or, for any network, the "
+        "recipe of model 2 (tuned)",
     )
     add("--batch-size", type=whole_number(1), help="instead of the recipe's")
     add("--lr", type=real_number(positive=True), help="peak learning rate, instead of the recipe's")

@@ -64,46 +64,92 @@ def channel_stats(images: np.ndarray) -> tuple[RGB, RGB]:
 def train_transform(mean: RGB, std: RGB, probability: float = 0.5) -> A.Compose:
     """The augmentation: a uint8 image (32, 32, 3) to a normalised float32 tensor (3, 32, 32).
 
-    This is the one place that defines it; edit it here. Pixels that Affine uncovers and the hole
-    that CoarseDropout cuts take the mean colour, which Normalize turns into (almost) zero: they
-    carry no signal.
+    This is the one place that defines it, with the steps below; edit it here. Pixels that Affine
+    uncovers and the hole that CoarseDropout cuts take the mean colour, which Normalize turns into
+    (almost) zero: they carry no signal.
 
     Args:
         mean, std: from `channel_stats`, in units of the full range 255.
         probability: with which Affine, and independently CoarseDropout, touches an image;
             `Recipe.augmentation` chooses it.
     """
-    grey_levels = tuple(round(255 * value) for value in mean)
+    return _pipeline(
+        [A.HorizontalFlip(p=0.5), _affine(mean, probability), _hole(mean, probability)], mean, std
+    )
+
+
+def crop_cutout_transform(mean: RGB, std: RGB, probability: float = 0.5) -> A.Compose:
+    """The augmentation of the ResNet baseline: crop out of 40x40 (mirrored border), flip, hole.
+
+    Args:
+        mean, std: from `channel_stats`, in units of the full range 255.
+        probability: of the hole.
+    """
+    crop = [A.PadIfNeeded(40, 40, border_mode=cv2.BORDER_REFLECT_101), A.RandomCrop(32, 32)]
+    return _pipeline([*crop, A.HorizontalFlip(p=0.5), _hole(mean, probability)], mean, std)
+
+
+def crop_affine_jitter_transform(mean: RGB, std: RGB, probability: float = 0.5) -> A.Compose:
+    """The augmentation of the CifarNet baseline: flip, affine, hole, colours, crop out of 40x40.
+
+    Args:
+        mean, std: from `channel_stats`, in units of the full range 255.
+        probability: of Affine, CoarseDropout and ColorJitter, each.
+    """
+    steps = [
+        A.HorizontalFlip(p=0.5),
+        _affine(mean, probability),
+        _hole(mean, probability),
+        A.ColorJitter(
+            brightness=(0.8, 1.2),
+            contrast=(0.8, 1.2),
+            saturation=(0.8, 1.2),
+            hue=(-0.02, 0.02),
+            p=probability,
+        ),
+        A.PadIfNeeded(40, 40, border_mode=cv2.BORDER_REFLECT_101),
+        A.RandomCrop(32, 32),
+    ]
+    return _pipeline(steps, mean, std)
+
+
+def _affine(mean: RGB, probability: float) -> A.Affine:
+    return A.Affine(
+        translate_percent=(-0.1, 0.1),
+        scale=(0.9, 1.1),
+        rotate=(-15, 15),
+        border_mode=cv2.BORDER_CONSTANT,
+        fill=_grey_levels(mean),
+        p=probability,
+    )
+
+
+def _hole(mean: RGB, probability: float) -> A.CoarseDropout:
+    return A.CoarseDropout(
+        num_holes_range=(1, 1),
+        hole_height_range=(16, 16),
+        hole_width_range=(16, 16),
+        fill=_grey_levels(mean),
+        p=probability,
+    )
+
+
+def _grey_levels(mean: RGB) -> tuple[int, ...]:
+    return tuple(round(255 * value) for value in mean)
+
+
+def _pipeline(steps: list[A.BasicTransform], mean: RGB, std: RGB) -> A.Compose:
+    """The steps, then the normalised tensor."""
+    ending = [A.Normalize(mean=mean, std=std, max_pixel_value=255.0), ToTensorV2()]
     return A.Compose(
-        [
-            A.HorizontalFlip(p=0.5),
-            A.Affine(
-                translate_percent=(-0.1, 0.1),
-                scale=(0.9, 1.1),
-                rotate=(-15, 15),
-                border_mode=cv2.BORDER_CONSTANT,
-                fill=grey_levels,
-                p=probability,
-            ),
-            A.CoarseDropout(
-                num_holes_range=(1, 1),
-                hole_height_range=(16, 16),
-                hole_width_range=(16, 16),
-                fill=grey_levels,
-                p=probability,
-            ),
-            A.Normalize(mean=mean, std=std, max_pixel_value=255.0),
-            ToTensorV2(),
-        ],
+        [*steps, *ending],
         strict=True,  # without it, Albumentations ignores a misspelt argument
     )
 
 
 def test_transform(mean: RGB, std: RGB) -> A.Compose:
     """Normalisation only: a uint8 image (32, 32, 3) to a float32 tensor (3, 32, 32)."""
-    return A.Compose(
-        [A.Normalize(mean=mean, std=std, max_pixel_value=255.0), ToTensorV2()], strict=True
-    )
+    return _pipeline([], mean, std)
 
 
 def to_pixels(tensors: Tensor, mean: RGB, std: RGB) -> np.ndarray:
@@ -573,9 +619,14 @@ class Recipe:
     momentum: float = 0.9  # of sgd
     other_lr: float = 0.06  # with muon: the peak of what sgd trains
     muon_momentum: float = 0.6
+    nesterov: bool = True  # of sgd
     warmup: float = 0.3  # share of onecycle's steps on the way up
+    div_factor: float = 25.0  # onecycle begins at lr / div_factor
+    final_lr: float = 0.0  # where cosine ends
+    clip_norm: float = 0.0  # longest gradient, all parameters as one vector; 0: any
     label_smoothing: float = 0.0
     dropout: float = 1.0  # factor on the probabilities of the network's dropout layers
+    transform: str = "standard"  # or crop_cutout, crop_affine_jitter; see train_transform
     augment: float = 0.5  # probability of Affine, and of CoarseDropout ...
     augment_epochs: int = 1  # ... in runs of so many epochs or more; see `augmentation`
 
@@ -611,6 +662,27 @@ class Recipe:
             ),
             ("augment", _number(self.augment) and 0 <= self.augment <= 1, "from 0 to 1"),
             ("augment_epochs", _count(self.augment_epochs), "a whole number from 1 up"),
+            ("nesterov", isinstance(self.nesterov, bool), "True or False"),
+            (
+                "div_factor",
+                _number(self.div_factor) and 1 <= self.div_factor < math.inf,
+                "a number from 1 up",
+            ),
+            (
+                "final_lr",
+                _number(self.final_lr) and 0 <= self.final_lr < math.inf,
+                "a number from 0 up",
+            ),
+            (
+                "clip_norm",
+                _number(self.clip_norm) and 0 <= self.clip_norm < math.inf,
+                "a number from 0 up",
+            ),
+            (
+                "transform",
+                self.transform in ("standard", "crop_cutout", "crop_affine_jitter"),
+                "standard, crop_cutout or crop_affine_jitter",
+            ),
             ("warmup", _number(self.warmup) and 0 < self.warmup < 1, "between 0 and 1"),
             (
                 "label_smoothing",
@@ -648,6 +720,15 @@ class Recipe:
         with the square root of the epochs, up to `augment` at `augment_epochs`.
         """
         return self.augment * min(1.0, math.sqrt(epochs / self.augment_epochs))
+
+    def train_transform(self, mean: RGB, std: RGB, epochs: int) -> A.Compose:
+        """The pipeline that `transform` names, as strong as a run of so many epochs takes it."""
+        named = {
+            "standard": train_transform,
+            "crop_cutout": crop_cutout_transform,
+            "crop_affine_jitter": crop_affine_jitter_transform,
+        }
+        return named[self.transform](mean, std, self.augmentation(epochs))
 
 
 def _number(value: object) -> bool:
@@ -702,7 +783,7 @@ def make_optimizer(
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
     return torch.optim.SGD(
-        groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=True, fused=fused
+        groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused
     )
 
 
@@ -711,7 +792,9 @@ def make_scheduler(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """The recipe's schedule over exactly `steps` optimizer steps; it ends at zero (nearly)."""
     if recipe.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        return torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, T_max=steps, eta_min=recipe.final_lr
+        )
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],
@@ -719,6 +802,7 @@ def make_scheduler(
         # its end OneCycleLR would go on along its line to a learning rate below zero.
         total_steps=steps + 1,
         pct_start=recipe.warmup,
+        div_factor=recipe.div_factor,
         anneal_strategy="linear",
         cycle_momentum=False,
     )
@@ -756,6 +840,7 @@ def train(
     scaler: torch.amp.GradScaler,
     device: torch.device,
     precision: Precision,
+    clip_norm: float = 0.0,
     title: str = "train",
 ) -> Metrics:
     """One epoch of training.
@@ -764,6 +849,7 @@ def train(
         criterion: (logits float32 (N, classes), labels int64 (N,)) to the mean loss.
         scheduler: moved on after every step.
         scaler: keeps small fp16 gradients from vanishing; a disabled one lets all pass through.
+        clip_norm: longer gradients are shortened to this length; 0 leaves them.
 
     Returns:
         Metrics as the images came by, so augmented, in train mode, with the weights of that moment.
@@ -781,6 +867,9 @@ def train(
                 logits = model(images)
             loss = criterion(logits.float(), labels)
             scaler.scale(loss).backward()
+            if clip_norm:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
             scaler.step(optimizer)
             scaler.update()
             scheduler.step()
