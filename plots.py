@@ -241,6 +241,39 @@ def channel_histograms(
     return _png(figure)
 
 
+def range_test(points: list, suggested: float, recipe: float, title: str) -> bytes:
+    """Smoothed loss and accuracy against the learning rate, with two rates marked.
+
+    Args:
+        points: each with lr, loss (nats) and accuracy (percent).
+        suggested, recipe: learning rates.
+    """
+    values = [point.lr for point in points]
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure.suptitle(f"Learning rate range test: {title}")
+    loss, accuracy = figure.subplots(1, 2)
+    loss.plot(values, [point.loss for point in points], color=TRAIN)
+    losses = np.array([point.loss for point in points])
+    loss.set(title="Loss", ylabel="smoothed cross-entropy (nats)")
+    loss.set_ylim(0.95 * losses.min(), min(losses.max(), 2 * losses[0]) * 1.05)
+    accuracy.plot(values, [point.accuracy for point in points], color=TRAIN)
+    accuracy.set(title="Accuracy on the training batches", ylabel="smoothed accuracy (%)")
+    for axes in (loss, accuracy):
+        axes.axvline(
+            suggested,
+            color=MARK,
+            linestyle="--",
+            label=f"steepest fall of the loss: {suggested:.3g}",
+        )
+        axes.axvline(recipe, color=TEST, linestyle=":", label=f"peak of the recipe: {recipe:g}")
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate")
+        axes.grid(alpha=0.3)
+    handles, labels = loss.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return _png(figure)
+
+
 def bench(results: dict, title: str) -> bytes:
     """The tables of tools/bench as bars: medians, with whiskers from least to greatest.
 
