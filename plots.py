@@ -241,6 +241,55 @@ def channel_histograms(
     return _png(figure)
 
 
+def class_metrics(classes: dict[str, dict], title: str) -> bytes:
+    """Precision, recall and F1 of each class as bars, in percent.
+
+    Args:
+        classes: name to a dict with "precision", "recall", "f1-score" (0 to 1) and "support".
+    """
+    figure = Figure(figsize=(13, 4.8), layout="constrained")
+    axes = figure.subplots()
+    kinds = ("precision", "recall", "f1-score")
+    for number, kind in enumerate(kinds):
+        values = [100 * row[kind] for row in classes.values()]
+        places = np.arange(len(classes)) + 0.27 * (number - 1)
+        bars = axes.bar(places, values, 0.27, label="F1" if kind == "f1-score" else kind)
+        axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
+    names = [f"{name}\n({row['support']:,.0f})" for name, row in classes.items()]
+    axes.set_xticks(range(len(classes)), names)
+    axes.set(ylabel="%", title=f"{title} (in brackets: images)", ylim=(0, 105))
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", alpha=0.3)
+    figure.legend(loc="outside lower right", ncols=3)
+    return _png(figure)
+
+
+def reliability(calibration: tuple, title: str) -> bytes:
+    """Accuracy against confidence in bins, and how many images lie in each.
+
+    Args:
+        calibration: (confidence, accuracy, share), float (bins,) from 0 to 1, and the expected
+            calibration error, 0 to 1.
+    """
+    confidence, accuracy, share, error = calibration
+    figure = Figure(figsize=(6.5, 7.5), layout="constrained")
+    figure.suptitle(title)
+    top, bottom = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    width = 1 / len(share)
+    middles = (np.arange(len(share)) + 0.5) * width
+    top.bar(middles, 100 * np.nan_to_num(accuracy), width, edgecolor="white", color=TRAIN)
+    top.plot([0, 1], [0, 100], color="black", linestyle="--", label="as right as it is sure")
+    top.plot(confidence, 100 * accuracy, "o", color=TEST, label="mean of the bin")
+    top.set(ylabel="accuracy (%)", title=f"Expected calibration error {error:.2%}", ylim=(0, 100))
+    top.legend(loc="upper left")
+    bottom.bar(middles, 100 * share, width, edgecolor="white", color=TRAIN)
+    bottom.set(xlabel="confidence", ylabel="images (%)", xlim=(0, 1))
+    for axes in (top, bottom):
+        axes.set_axisbelow(True)
+        axes.grid(alpha=0.3)
+    return _png(figure)
+
+
 def range_test(points: list, suggested: float, recipe: float, title: str) -> bytes:
     """Smoothed loss and accuracy against the learning rate, with two rates marked.
 

@@ -148,14 +148,22 @@ class Run:
         Raises:
             RunError: missing or damaged.
         """
-        path = self.folder / name
-        try:
-            value = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path} cannot be read: {error}") from None
-        if not isinstance(value, dict):
-            raise RunError(f"{path} holds no settings")
-        return value
+        return read_json(self.folder / name)
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file that holds an object.
+
+    Raises:
+        RunError: missing or damaged.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path} holds no settings")
+    return value
 
 
 def write_file(path: Path, content: str | bytes) -> Path:

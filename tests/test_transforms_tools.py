@@ -8,7 +8,7 @@ from albumentations.pytorch import ToTensorV2
 from PIL import Image, ImageSequence
 
 import utils
-from tools import demo_transforms, validate_transforms
+from tools import demo_transforms, pictures, validate_transforms
 
 GREY = (125, 122, 114)
 
@@ -168,7 +168,7 @@ def test_a_picture_of_ones_own_is_cropped_to_its_middle(tmp_path):
     picture = np.zeros((64, 128, 3), dtype=np.uint8)
     picture[:, 32:96] = 200
     Image.fromarray(picture).save(tmp_path / "wide.png")
-    image = demo_transforms.read_image(tmp_path / "wide.png")
+    image = pictures.read_picture(tmp_path / "wide.png")
     assert image.shape == (32, 32, 3)
     assert (image == 200).all()
 

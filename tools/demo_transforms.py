@@ -22,26 +22,10 @@ import cli
 import plots
 import runs
 import utils
+from tools import pictures
 
 DRAWS = 8
 FRAMES, FRAME_SECONDS, SCALE = 30, 0.2, 8
-
-
-def read_image(path: Path) -> np.ndarray:
-    """A picture file as uint8 (32, 32, 3): its central square, resized.
-
-    Raises:
-        cli.UsageError: not a picture.
-    """
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except OSError as error:
-        raise cli.UsageError(f"{path} cannot be read as a picture: {error}") from None
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    return np.asarray(square.resize((32, 32), Image.Resampling.LANCZOS))
 
 
 def steps_alone(pipeline: A.Compose) -> dict[str, A.Compose]:
@@ -113,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     def work() -> None:
-        own = read_image(args.image) if args.image else None
+        own = pictures.read_picture(args.image) if args.image else None
         data = cli.load_data(args)
         image = data.train_images[0] if own is None else own
         mean, std = utils.channel_stats(data.train_images)
