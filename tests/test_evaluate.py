@@ -1,18 +1,21 @@
-"""tools.evaluate against a plain computation, and what it refuses."""
+"""tools.evaluate and tools.predict against plain computations, and what they refuse."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import cifar10
+import utils
 from model_2 import CNN_Model_2
-from tools import evaluate
+from tools import evaluate, pictures, predict
 
 
-def call(capsys, *arguments: object) -> tuple[int, str, str]:
+def call(tool, capsys, *arguments: object) -> tuple[int, str, str]:
     try:
-        status = evaluate.main([str(argument) for argument in arguments])
+        status = tool.main([str(argument) for argument in arguments])
     except SystemExit as end:
         status = end.code
     captured = capsys.readouterr()
@@ -22,7 +25,7 @@ def call(capsys, *arguments: object) -> tuple[int, str, str]:
 @pytest.fixture
 def run(tmp_path, monkeypatch, sample):
     """A run's folder with untrained weights; the sample stands in for all of CIFAR-10."""
-    monkeypatch.setattr(evaluate.cifar10, "load_cifar10", lambda root: sample)
+    monkeypatch.setattr(cifar10, "load_cifar10", lambda root, *_: sample)
     folder = tmp_path / "run"
     folder.mkdir()
     torch.save(CNN_Model_2().state_dict(), folder / "weights.pt")
@@ -31,45 +34,187 @@ def run(tmp_path, monkeypatch, sample):
     return folder
 
 
-def hits(folder, sample, mean, std) -> int:
+def answers(folder, images, mean, std) -> torch.Tensor:
     model = CNN_Model_2().eval()
     model.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
-    images = (sample.test_images / 255 - np.array(mean)) / np.array(std)
+    pixels = (images / 255 - np.array(mean)) / np.array(std)
     with torch.inference_mode():
-        logits = model(torch.from_numpy(images).float().permute(0, 3, 1, 2))
-    return int((logits.argmax(dim=1).numpy() == sample.test_labels).sum())
+        return model(torch.from_numpy(pixels).float().permute(0, 3, 1, 2))
 
 
-def test_a_run_is_evaluated_with_its_own_stats(run, sample, capsys):
-    status, out, error = call(capsys, run, "--device", "cpu")
+def hits(logits: torch.Tensor, labels: np.ndarray) -> int:
+    return int((logits.argmax(dim=1).numpy() == labels).sum())
+
+
+OWN = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+
+
+def test_a_run_is_evaluated_with_its_own_stats(run, sample, capsys, tmp_path):
+    out_dir = tmp_path / "out"
+    status, out, error = call(
+        evaluate, capsys, run, "--tta", "--device", "cpu", "--output-dir", out_dir
+    )
     assert status == 0, error
-    wanted = hits(run, sample, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+    plain = answers(run, sample.test_images, *OWN)
+    wanted = hits(plain, sample.test_labels)
     assert f"{wanted / 2:.2f} % of the test set ({wanted} of 200)" in out
-    assert out.startswith("CNN_Model_2, ")
+    flipped = answers(run, sample.test_images[:, :, ::-1], *OWN)
+    both = hits(plain + flipped, sample.test_labels)
+    assert f"with flip test-time augmentation {both / 2:.2f} %" in out
+    (folder,) = out_dir.iterdir()
+    assert {path.name for path in folder.iterdir() if path.name != ".lock"} == {
+        "train.log", "evaluation.json", "classification_report.txt", "confusion_matrix.png",
+        "class_metrics.png", "calibration.png", "most_confident_mistakes.png",
+        "most_confident_correct.png",
+    }  # fmt: skip
+    for path in folder.glob("*.png"):
+        assert Image.open(path).size[0] > 600
+    results = json.loads((folder / "evaluation.json").read_text())
+    assert results["top1"] == wanted / 2
+    assert results["top1_with_flip"] == both / 2
 
 
-def test_bare_weights_need_the_network_and_take_the_stats_of_the_training_set(run, sample, capsys):
+def test_bare_weights_need_the_network_and_take_the_stats_of_the_training_set(
+    run, sample, capsys, tmp_path
+):
     (run / "settings.json").unlink()
-    status, _, error = call(capsys, run / "weights.pt")
+    status, _, error = call(evaluate, capsys, run / "weights.pt")
     assert status == 2
     assert "nothing beside" in error
-    status, out, error = call(capsys, run / "weights.pt", "--model", "2", "--device", "cpu")
+    status, out, error = call(
+        evaluate, capsys, run / "weights.pt", "--model", "2", "--device", "cpu",
+        "--output-dir", tmp_path / "out",
+    )  # fmt: skip
     assert status == 0, error
     pixels = sample.train_images.reshape(-1, 3) / 255
-    wanted = hits(run, sample, pixels.mean(axis=0), pixels.std(axis=0))
-    assert f"({wanted} of 200)" in out
+    logits = answers(run, sample.test_images, pixels.mean(axis=0), pixels.std(axis=0))
+    assert f"({hits(logits, sample.test_labels)} of 200)" in out
 
 
-def test_refusals_are_one_line(run, capsys, tmp_path):
-    for arguments, status, message in (
-        ((tmp_path / "nowhere",), 2, "is not there; give a run's folder"),
-        ((run, "--model", "1"), 1, "does not hold the weights of CNN_Model_1: conv1.0.weight"),
-        ((run, "--device", "tpu"), 2, "no device 'tpu' here"),
-        ((run, "--model", "9"), 2, "'9' is neither"),
-        ((), 2, "the following arguments are required: weights"),
+def test_figures_by_hand():
+    """Five images whose answers are known; classes 0 to 9."""
+    logits = np.full((5, 10), -1.0, dtype=np.float32)
+    labels = np.array([0, 0, 1, 2, 3])
+    for row, ranking in enumerate(([0], [1, 0], [1], [5, 6, 7, 2], [3])):
+        for place, label in enumerate(ranking):
+            logits[row, label] = 9.0 - place
+    found = evaluate.figures(logits, labels)
+    assert (found["top1"], found["top3"], found["top5"]) == pytest.approx((60, 80, 100))
+    airplane, automobile = found["classes"]["airplane"], found["classes"]["automobile"]
+    assert (airplane["precision"], airplane["recall"], airplane["support"]) == (1.0, 0.5, 2)
+    assert (automobile["precision"], automobile["recall"]) == (0.5, 1.0)
+    assert automobile["f1-score"] == pytest.approx(2 / 3)
+    assert found["macro"]["recall"] == pytest.approx((0.5 + 1 + 0 + 1) / 10)
+    assert found["weighted"]["recall"] == pytest.approx(0.6)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert found["loss"] == pytest.approx(-np.log(probabilities[range(5), labels]).mean(), rel=1e-5)
+
+
+def test_calibration_against_a_loop():
+    draw = np.random.default_rng(0)
+    probabilities = draw.dirichlet(np.full(10, 0.3), 2000)
+    labels = draw.integers(0, 10, 2000)
+    found = evaluate.calibration(probabilities, labels, bins=10)
+    error = 0.0
+    for number in range(10):
+        inside = [
+            (row.max(), row.argmax() == label)
+            for row, label in zip(probabilities, labels, strict=True)
+            if number / 10 <= row.max() < (number + 1) / 10
+        ]
+        assert found.share[number] == pytest.approx(len(inside) / 2000)
+        if inside:
+            sure = sum(each[0] for each in inside) / len(inside)
+            right = sum(each[1] for each in inside) / len(inside)
+            assert (found.confidence[number], found.accuracy[number]) == pytest.approx(
+                (sure, right)
+            )
+            error += len(inside) / 2000 * abs(sure - right)
+    assert found.error == pytest.approx(error)
+
+
+def test_answers_as_often_right_as_they_are_sure_are_calibrated():
+    draw = np.random.default_rng(1)
+    probabilities = draw.dirichlet(np.full(10, 0.5), 100_000)
+    drawn = (probabilities.cumsum(axis=1) > draw.random((100_000, 1))).argmax(axis=1)
+    assert evaluate.calibration(probabilities, drawn).error < 0.005
+    certain = np.eye(10)[np.zeros(1000, dtype=int)]
+    assert evaluate.calibration(certain, np.arange(1000) % 10).error == pytest.approx(0.9)
+
+
+def test_held_out_images_of_a_run(run, sample, capsys, tmp_path):
+    status, _, error = call(evaluate, capsys, run, "--split", "val")
+    assert status == 2
+    assert "comes from no run with --val-split" in error
+    settings = json.loads((run / "settings.json").read_text()) | {"val_split": 100}
+    (run / "settings.json").write_text(json.dumps(settings))
+    status, out, error = call(
+        evaluate, capsys, run, "--split", "val", "--device", "cpu", "--output-dir", tmp_path / "o"
+    )
+    assert status == 0, error
+    _, held_out = utils.validation_split(1000, 100)
+    logits = answers(run, sample.train_images[held_out], *OWN)
+    assert f"({hits(logits, sample.train_labels[held_out])} of 100)" in out
+
+
+# ---------------------------------------------------------------- pictures of one's own
+
+
+@pytest.fixture
+def own_pictures(tmp_path, sample):
+    """Six of the sample's images, as PNG files in folders of their classes."""
+    folder = tmp_path / "mine"
+    for number in range(6):
+        place = folder / cifar10.CLASSES[sample.test_labels[number]]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(sample.test_images[number]).save(place / f"{number}.png")
+        (place / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_a_folder_of_pictures(run, own_pictures, sample, capsys, tmp_path):
+    images, labels = pictures.read_folder(own_pictures)
+    assert sorted(labels) == sorted(sample.test_labels[:6])
+    known = {image.tobytes() for image in sample.test_images[:6]}
+    assert {image.tobytes() for image in images} == known
+    status, out, error = call(
+        evaluate, capsys, run, "--images", own_pictures, "--device", "cpu",
+        "--output-dir", tmp_path / "out",
+    )  # fmt: skip
+    assert status == 0, error
+    assert f"({hits(answers(run, images, *OWN), labels)} of 6)" in out
+
+
+def test_predict_names_the_likeliest_classes(run, own_pictures, capsys):
+    paths = sorted(own_pictures.glob("*/*.png"))
+    status, out, error = call(predict, capsys, *paths, "--weights", run)
+    assert status == 0, error
+    images = np.stack([np.asarray(Image.open(path)) for path in paths])
+    probabilities = answers(run, images, *OWN).softmax(dim=1)
+    for path, line, row in zip(paths, out.splitlines(), probabilities, strict=True):
+        best = int(row.argmax())
+        assert line.startswith(f"{path}: {cifar10.CLASSES[best]} {row[best]:.1%}, ")
+
+
+def test_refusals_are_one_line(run, capsys, tmp_path, own_pictures):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "wrong" / "zebra").mkdir(parents=True)
+    (tmp_path / "broken" / "cat").mkdir(parents=True)
+    (tmp_path / "broken" / "cat" / "x.png").write_text("no picture")
+    for tool, arguments, status, message in (
+        (evaluate, (tmp_path / "nowhere",), 2, "is not there; give a run's folder"),
+        (evaluate, (run, "--model", "1"), 1, "does not hold the weights of CNN_Model_1: conv1.0"),
+        (evaluate, (run, "--device", "tpu"), 2, "no device 'tpu' here"),
+        (evaluate, (run, "--model", "9"), 2, "'9' is neither"),
+        (evaluate, (), 2, "the following arguments are required: weights"),
+        (evaluate, (run, "--images", tmp_path / "nowhere"), 2, "is not a folder"),
+        (evaluate, (run, "--images", tmp_path / "empty"), 2, "there are no pictures"),
+        (evaluate, (run, "--images", tmp_path / "wrong"), 2, "zebra is no class"),
+        (evaluate, (run, "--images", tmp_path / "broken"), 2, "cannot be read as a picture"),
+        (predict, (tmp_path / "x.jpg", "--weights", run), 2, "cannot be read as a picture"),
+        (predict, (), 2, "the following arguments are required: IMAGE"),
     ):
-        got, _, error = call(capsys, *arguments)
+        got, _, error = call(tool, capsys, *arguments)
         assert got == status
-        assert error.startswith("tools.evaluate: error: ")
         assert message in error
         assert error.count("\n") == 1
