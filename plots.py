@@ -290,6 +290,60 @@ def reliability(calibration: tuple, title: str) -> bytes:
     return _png(figure)
 
 
+def comparison(rows: list, front: list) -> bytes:
+    """Accuracy against parameters, published and measured, with the Pareto front.
+
+    Args:
+        rows: each with network, source ("published" or not), epochs, parameters, final (percent),
+            final_std.
+        front: those that nothing smaller beats, by rising size.
+    """
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    axes = figure.subplots()
+    steps = {"color": MARK, "linestyle": "--", "alpha": 0.7, "drawstyle": "steps-post"}
+    axes.plot(
+        [row.parameters for row in front],
+        [row.final for row in front],
+        label="Pareto front: nothing smaller is more accurate",
+        **steps,
+    )
+    for name, color, marker in (("published", TEST, "s"), ("measured here", TRAIN, "o")):
+        chosen = [row for row in rows if (row.source == "published") == (name == "published")]
+        axes.errorbar(
+            [row.parameters for row in chosen],
+            [row.final for row in chosen],
+            [row.final_std or 0 for row in chosen],
+            fmt=marker,
+            color=color,
+            markerfacecolor="white" if name == "published" else color,
+            capsize=3,
+            label=name,
+        )
+        for row in chosen:
+            axes.annotate(
+                f"{row.network}, {row.epochs} epochs",
+                (row.parameters, row.final),
+                xytext=(-8 if name == "published" else 8, -3),  # away from each other
+                textcoords="offset points",
+                ha="right" if name == "published" else "left",
+                zorder=1,
+                fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+            )
+    axes.set_xscale("log")
+    low, high = min(row.parameters for row in rows), max(row.parameters for row in rows)
+    axes.set_xlim(low / 2.6, high * 2.6)  # room for the names
+    axes.margins(y=0.1)
+    axes.set(
+        title="Test accuracy of the final weights against the size of the network",
+        xlabel="parameters",
+        ylabel="accuracy (%)",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    return _png(figure)
+
+
 def range_test(points: list, suggested: float, recipe: float, title: str) -> bytes:
     """Smoothed loss and accuracy against the learning rate, with two rates marked.
 

@@ -1,0 +1,254 @@
+"""Which network to choose: every run beside every published figure, as a table and a picture.
+
+    python -m tools.compare                          # the reference runs
+    python -m tools.compare output/RUN output/RUN2   # these runs
+
+Runs that differ in their seed alone are one row, mean ± standard deviation. Accuracy is that of
+the final weights on the test set; the best epoch's, picked by looking at it, stands beside it.
+"""
+
+import csv
+import io
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import cli
+import plots
+import runs
+import train
+import utils
+
+REFERENCE = utils.HERE / "output" / "reference"
+# Class name to what load_network takes.
+NETWORKS = {
+    "CNN_Model_1": "1",
+    "CNN_Model_2": "2",
+    "CNN_Model_3": "3",
+    "C1C2C3C4": "baselines/c1c2c3c4.py",
+    "CifarNet": "baselines/cifarnet.py",
+    "DilatedCNN": "baselines/dilated_cnn.py",
+    "ResNet": "baselines/resnet.py",
+}
+
+
+class Row(NamedTuple):
+    """A line of the table; percentages, seconds; None where nothing is known."""
+
+    network: str
+    source: str  # "published", or the recipe's name and the seeds
+    epochs: int
+    parameters: int
+    megabytes: float  # of float32 weights
+    macs: float | None  # multiply-adds an image, in millions
+    final: float | None
+    final_std: float | None
+    best: float | None
+    to_target: float | None  # epochs until 85 %
+    gap: float | None  # points, train minus test
+    seconds: float | None  # an epoch
+    device: str
+
+
+class Published(NamedTuple):
+    """What was reported elsewhere; epochs is when the figure was reached."""
+
+    final: float
+    epochs: int
+    to_target: int | None
+
+
+# The authors' own reports, by their logs; of C1C2C3C4 and DilatedCNN the best epoch is reported.
+PUBLISHED = {
+    "CNN_Model_1": Published(87.3, 100, 49),
+    "CNN_Model_2": Published(87.3, 100, 61),
+    "CNN_Model_3": Published(86.4, 100, 66),
+    "C1C2C3C4": Published(85.13, 69, 69),
+    "CifarNet": Published(87.88, 250, None),
+    "DilatedCNN": Published(80.3, 11, None),
+    "ResNet": Published(92.22, 24, None),
+}
+COLUMNS = {
+    "network": "network",
+    "source": "recipe",
+    "epochs": "epochs",
+    "parameters": "parameters",
+    "megabytes": "MB",
+    "macs": "MACs (million)",
+    "final": "final accuracy (%)",
+    "best": "best (%)",
+    "to_target": "epochs to 85 %",
+    "gap": "train/test gap",
+    "seconds": "s an epoch",
+    "device": "device",
+}
+
+
+def size_of(network: str) -> tuple[int, float]:
+    """(parameters, millions of multiply-adds an image of 32x32)."""
+    choice = NETWORKS[network]
+    path = str(utils.HERE / choice) if choice.endswith(".py") else choice
+    model = train.load_network(path).build().eval()
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model(torch.zeros(1, 3, 32, 32))
+    macs = counter.get_total_flops() / 2e6  # it counts a multiplication and an addition as two
+    return sum(parameter.numel() for parameter in model.parameters()), macs
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """The finished trainings on the test set among these folders, and one level below them.
+
+    Raises:
+        cli.UsageError: a folder that is not there, or holds none.
+    """
+    found = []
+    for folder in folders:
+        inside = [folder, *sorted(folder.glob("*"))] if folder.is_dir() else []
+        here = [path for path in inside if _is_training(path)]
+        if not here:
+            raise cli.UsageError(f"{folder} holds no finished training (settings and results)")
+        found += here
+    return found
+
+
+def _is_training(folder: Path) -> bool:
+    if not (folder / runs.Run.SETTINGS).is_file() or not runs.is_finished(folder):
+        return False
+    settings = runs.read_json(folder / runs.Run.SETTINGS)
+    return not settings.get("dry_run") and not settings.get("val_split")
+
+
+def measured(folders: Sequence[Path]) -> list[Row]:
+    """A row for each network, recipe and number of epochs."""
+    groups: dict[tuple, list[tuple[dict, dict]]] = {}
+    for folder in folders:
+        settings = runs.read_json(folder / runs.Run.SETTINGS)
+        results = runs.read_json(folder / runs.Run.RESULTS)
+        key = (
+            settings["network"],
+            settings.get("recipe_name", "tuned"),
+            settings["epochs"],
+            str(settings["recipe"]),
+        )
+        groups.setdefault(key, []).append((settings, results))
+    rows = []
+    for (network, recipe, epochs, _), members in groups.items():
+        settings = members[0][0]
+        every = [results for _, results in members]
+        finals = [results["final_accuracy"] for results in every]
+        reached = [results["target_reached_at"] for results in every]
+        target = settings["recipe"]["target_accuracy"] == 85.0 and None not in reached
+        seeds = sorted({each["seed"] for each, _ in members})
+        rows.append(
+            Row(
+                network=network,
+                source=f"{recipe}, seed {', '.join(map(str, seeds))}",
+                epochs=epochs,
+                parameters=settings["parameters"],
+                megabytes=settings["parameters"] * 4 / 1e6,
+                macs=size_of(network)[1] if network in NETWORKS else None,
+                final=statistics.mean(finals),
+                final_std=statistics.stdev(finals) if len(finals) > 1 else None,
+                best=statistics.mean(results["best_accuracy"] for results in every),
+                to_target=statistics.mean(reached) if target else None,
+                gap=statistics.mean(results["gap_points"] for results in every),
+                seconds=statistics.mean(
+                    results["train_seconds"] / results["epochs_done"] for results in every
+                ),
+                device=settings["device"],
+            )
+        )
+    return rows
+
+
+def published() -> list[Row]:
+    """A row for each network that has a published figure."""
+    rows = []
+    for network, report in PUBLISHED.items():
+        parameters, macs = size_of(network)
+        rows.append(
+            Row(
+                network, "published", report.epochs, parameters, parameters * 4 / 1e6, macs,
+                report.final, None, None, report.to_target, None, None, "",
+            )
+        )  # fmt: skip
+    return rows
+
+
+def cells(row: Row) -> list[str]:
+    """The row's values as text."""
+    spread = "" if row.final_std is None else f" ± {row.final_std:.2f}"
+    return [
+        row.network,
+        row.source,
+        str(row.epochs),
+        f"{row.parameters:,}",
+        f"{row.megabytes:.2f}",
+        *(_form(row.macs, ".1f"), _form(row.final, ".2f") + spread, _form(row.best, ".2f")),
+        *(_form(row.to_target, "g"), _form(row.gap, "+.2f"), _form(row.seconds, ".1f")),
+        row.device,
+    ]
+
+
+def _form(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table as Markdown."""
+    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS), *map(cells, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def comma_separated(rows: Sequence[Row]) -> str:
+    """The table as CSV, with full digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Row._fields)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def pareto(rows: Sequence[Row]) -> list[Row]:
+    """Rows that no other beats with as few parameters, by rising size."""
+    front, best = [], -math.inf
+    for row in sorted(rows, key=lambda row: (row.parameters, -row.final)):
+        if row.final > best:
+            front.append(row)
+            best = row.final
+    return front
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = cli.ArgumentParser(
+        prog="tools.compare", description="All runs beside all published figures."
+    )
+    add = parser.add_argument
+    add("runs", nargs="*", type=Path, help="folders of runs, or of folders of runs (the reference)")
+    add("--output-dir", default="output", help="where the results are put (output)")
+    args = parser.parse_args(arguments)
+
+    def work() -> None:
+        rows = [*published(), *measured(find_runs(args.runs or [REFERENCE]))]
+        rows.sort(
+            key=lambda row: (-row.parameters, row.network, row.source != "published", row.epochs)
+        )
+        with runs.Run.create(args.output_dir, "compare") as run:
+            run.write("compare.md", markdown(rows))
+            run.write("compare.csv", comma_separated(rows))
+            run.write("compare.png", plots.comparison(rows, pareto(rows)))
+            run.log(markdown(rows))
+            run.log(f"Results: {run.folder}")
+
+    return cli.run("tools.compare", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
