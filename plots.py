@@ -332,7 +332,7 @@ def comparison(rows: list, front: list) -> bytes:
             )
     axes.set_xscale("log")
     low, high = min(row.parameters for row in rows), max(row.parameters for row in rows)
-    axes.set_xlim(low / 2.6, high * 2.6)  # room for the names
+    axes.set_xlim(low / 3.2, high * 2.6)  # room for the names
     axes.margins(y=0.1)
     axes.set(
         title="Test accuracy of the final weights against the size of the network",

@@ -4,41 +4,96 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from model_2 import CNN_Model_2
+import train
+import utils
 
 ROOT = Path(__file__).parents[1]
-RUNS = ROOT / "output" / "reference"
-FOLDER = RUNS / "model_2_20_epochs"
+RUNS = sorted((ROOT / "output" / "reference").glob("model_*"))
+every = pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
 
 
-@pytest.mark.parametrize("name", ["model_1_20_epochs", "model_2_20_epochs"])
-def test_log_results_and_readme_tell_the_same(name):
-    results = json.loads((RUNS / name / "results.json").read_text())
-    with open(RUNS / name / "log.csv", newline="") as file:
-        last = list(csv.DictReader(file))[-1]
-    assert int(last["epoch"]) == results["epochs_done"] == results["epochs_asked"] == 20
-    assert float(last["test_acc"]) == results["final_accuracy"] > 85.0
-    assert f"{results['final_accuracy']:.2f} %" in (ROOT / "README.md").read_text()
+def read(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text())
+
+
+def test_every_network_has_its_run_and_its_20_epoch_default():
+    names = {folder.name for folder in RUNS}
+    for number in (1, 2, 3):
+        assert f"model_{number}" in names
+        assert {f"model_{number}", f"model_{number}_20_epochs"} & {
+            folder.name for folder in RUNS if read(folder, "settings.json")["epochs"] == 20
+        }
+
+
+@every
+def test_log_results_and_readme_tell_the_same(folder):
+    results, settings = read(folder, "results.json"), read(folder, "settings.json")
+    with open(folder / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert results["completed"] is True
+    assert len(rows) == results["epochs_done"] == results["epochs_asked"] == settings["epochs"]
+    assert float(rows[-1]["test_acc"]) == results["final_accuracy"]
+    readme = (ROOT / "README.md").read_text()
+    number = settings["network"][-1]
+    line = next(
+        line
+        for line in readme.splitlines()
+        if f"train.py --model {number} --epochs {settings['epochs']} --seed 0" in line
+        and line.startswith("|")
+    )
+    assert f"{results['final_accuracy']:.2f} %" in line
+    for name in ("curves", "confusion_matrix", "class_accuracy", "misclassified", "augmentations"):
+        assert (folder / f"{name}.png").is_file()
+
+
+@every
+def test_the_recipe_is_the_committed_one(folder):
+    settings = read(folder, "settings.json")
+    network = train.load_network(settings["network"][-1])
+    recipe = utils.Recipe.from_dict(settings["recipe"])
+    assert recipe == network.recipe
+    assert settings["parameters"] == network.parameters
+    assert settings["augmentation"] == recipe.augmentation(settings["epochs"])
 
 
 def test_the_log_in_the_readme_is_the_run_s():
     readme = (ROOT / "README.md").read_text()
-    for line in (FOLDER / "train.log").read_text().splitlines():
+    log = (ROOT / "output" / "reference" / "model_2_20_epochs" / "train.log").read_text()
+    for line in log.splitlines():
         if line.startswith("Epoch"):
             assert line in readme
 
 
-def test_weights_recognise_the_sample(sample):
-    """200 test images: at 85.75 % of all 10,000, fewer than 158 would be four deviations off."""
-    checkpoint = torch.load(FOLDER / "last.pt", weights_only=True)
-    model = CNN_Model_2().eval()
-    model.load_state_dict(checkpoint["model"])
-    images = torch.from_numpy(sample.test_images).permute(0, 3, 1, 2) / 255
-    mean, std = (torch.tensor(checkpoint[name]).view(3, 1, 1) for name in ("mean", "std"))
+def hits(network: torch.nn.Module, images: np.ndarray, labels: np.ndarray, settings: dict) -> int:
+    mean, std = (torch.tensor(settings[name]).view(3, 1, 1) for name in ("mean", "std"))
+    planar = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     with torch.inference_mode():
-        predictions = model((images - mean) / std).argmax(dim=1)
-    hits = int((predictions == torch.from_numpy(sample.test_labels).long()).sum())
-    assert 158 <= hits <= 190
+        predictions = network((planar - mean) / std).argmax(dim=1)
+    return int((predictions == torch.from_numpy(labels).long()).sum())
+
+
+@every
+def test_weights_recognise_the_sample(folder, sample):
+    """200 test images, of which the network is right on as many as its accuracy says, +-4 sigma."""
+    settings = read(folder, "settings.json")
+    share = read(folder, "results.json")["final_accuracy"] / 100
+    network = train.load_network(settings["network"][-1]).build().eval()
+    network.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
+    found = hits(network, sample.test_images, sample.test_labels, settings)
+    assert abs(found - 200 * share) <= 4 * (200 * share * (1 - share)) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["model_1", "model_2", "model_3"])
+def test_pretrained_networks_are_ready_for_inference(name, sample):
+    network, transform = utils.load_pretrained(name)
+    assert not network.training
+    tensors = torch.stack([transform(image=image)["image"] for image in sample.test_images])
+    with torch.inference_mode():
+        predictions = network(tensors).argmax(dim=1)
+    found = int((predictions == torch.from_numpy(sample.test_labels).long()).sum())
+    settings = read(ROOT / "output" / "reference" / name, "settings.json")
+    assert found == hits(network, sample.test_images, sample.test_labels, settings)
