@@ -290,8 +290,9 @@ def run_training(
                 f"{error}; what was finished lies in {run.folder}: when this is mended, go on with "
                 f"{resume_command(run)}"
             ) from None
-        if stopped is not None:
+        if isinstance(stopped, KeyboardInterrupt):
             run.log(f"Go on with: {resume_command(run)}")
+        if stopped is not None:
             raise stopped
 
 
