@@ -16,6 +16,7 @@ from typing import TextIO
 import torch
 
 import cifar10
+import recipes
 import runs
 import utils
 
@@ -122,7 +123,7 @@ def real_number(positive: bool) -> Callable[[str], float]:
 def recipe_entry(text: str) -> tuple[str, object]:
     """KEY=VALUE as a key of the recipe and a number or a word."""
     key, equals, value = text.partition("=")
-    known = [field.name for field in fields(utils.Recipe)]
+    known = [field.name for field in fields(recipes.Recipe)]
     if not equals or key not in known:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not KEY=VALUE with a KEY out of {', '.join(known)}"

@@ -29,6 +29,7 @@ from torch import nn
 import cifar10
 import cli
 import plots
+import recipes
 import runs
 import utils
 from batched import BatchedTransform, UnknownTransformError
@@ -50,8 +51,8 @@ class Network(NamedTuple):
     choice: str  # 1, 2, 3 or the file's absolute path
     name: str
     build: Callable[[], nn.Module]
-    recipe: utils.Recipe
-    published: utils.Recipe | None
+    recipe: recipes.Recipe
+    published: recipes.Recipe | None
 
     @property
     def parameters(self) -> int:
@@ -114,11 +115,11 @@ def load_network(choice: str) -> Network:
     )
 
 
-def _read_recipe(path: Path, name: str, recipe: object) -> utils.Recipe:
+def _read_recipe(path: Path, name: str, recipe: object) -> recipes.Recipe:
     try:
         if not isinstance(recipe, dict):
             raise ValueError("it is no dictionary")
-        return utils.Recipe.from_dict(recipe)
+        return recipes.Recipe.from_dict(recipe)
     except ValueError as error:
         raise UsageError(f"{path}, {name}: {error}") from None
 
@@ -174,7 +175,7 @@ class Training:
 
     network: Network
     epochs: int
-    recipe: utils.Recipe
+    recipe: recipes.Recipe
     settings: dict  # what a repetition needs, as settings.json holds it
     device: torch.device
     precision: utils.Precision  # of the training steps
@@ -330,11 +331,11 @@ def assemble(
     summary = utils.summary_table(network.build())  # draws random numbers, so before the seed
     utils.seed_everything(args.seed)
     model = network.build().to(device, memory_format=precision.memory_format)
-    utils.scale_dropout(model, recipe.dropout)
+    recipes.scale_dropout(model, recipe.dropout)
     if device.type == "cpu":
         utils.keep_freed_memory()
         utils.speed_up_on_cpu(model)
-    optimizer = utils.make_optimizer(model, recipe, precision.dtype)
+    optimizer = recipes.make_optimizer(model, recipe, precision.dtype)
     torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
     described = f"{utils.describe(device)}, {precision.dtype}, {precision.memory_format}"
     return Training(
@@ -374,7 +375,7 @@ def assemble(
         compiled=torch.compile(model) if args.compile else model,
         criterion=nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
         optimizer=optimizer,
-        scheduler=utils.make_scheduler(optimizer, recipe, epochs * len(loader)),
+        scheduler=recipes.make_scheduler(optimizer, recipe, epochs * len(loader)),
         scaler=torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16),
         history=runs.History(reported.name, epochs, recipe.target_accuracy, recipe.target_epochs),
         summary=summary,
@@ -604,7 +605,7 @@ def split(
     return data.train_images[kept], data.train_labels[kept], val_split, test_split
 
 
-def choose_recipe(network: Network, args: argparse.Namespace, size: int) -> utils.Recipe:
+def choose_recipe(network: Network, args: argparse.Namespace, size: int) -> recipes.Recipe:
     """The network's recipe with the values that the command line gives instead.
 
     Raises:
@@ -622,7 +623,7 @@ def choose_recipe(network: Network, args: argparse.Namespace, size: int) -> util
     given = {name: value for name, value in given.items() if value is not None} | dict(args.set)
     try:
         recipe = replace(recipe, **given)
-        utils.scale_dropout(network.build(), recipe.dropout)
+        recipes.scale_dropout(network.build(), recipe.dropout)
     except ValueError as error:
         raise UsageError(f"recipe: {error}") from None
     if args.dry_run and "batch_size" not in given:

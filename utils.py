@@ -1,4 +1,4 @@
-"""What the three models share: channel stats, transforms, loaders, recipe, train and test loops.
+"""What the three models share: channel stats, transforms, loaders, weights, train and test loops.
 
 Data flows through this file from top to bottom: uint8 arrays -> stats -> transform -> batches ->
 loop -> metrics.
@@ -18,7 +18,6 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +36,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 from tqdm import tqdm
 
 from batched import BatchedTransform
-from muon import Muon
 
 RGB = tuple[float, float, float]
 HERE = Path(__file__).resolve().parent
@@ -71,7 +69,7 @@ def train_transform(mean: RGB, std: RGB, probability: float = 0.5) -> A.Compose:
     Args:
         mean, std: from `channel_stats`, in units of the full range 255.
         probability: with which Affine, and independently CoarseDropout, touches an image;
-            `Recipe.augmentation` chooses it.
+            `recipes.Recipe.augmentation` chooses it.
     """
     return _pipeline(
         [A.HorizontalFlip(p=0.5), _affine(mean, probability), _hole(mean, probability)], mean, std
@@ -596,216 +594,6 @@ def speed_up_on_cpu(model: nn.Module) -> nn.Module:
         ):
             module.__class__ = CpuStridedDepthwise
     return model
-
-
-# ---------------------------------------------------------------- recipe
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained: a model file's RECIPE, completed and checked.
-
-    Raises:
-        ValueError: a value out of its range, named.
-    """
-
-    optimizer: str  # "muon" (on convolutions, sgd on the rest), "sgd" (Nesterov) or "adamw"
-    lr: float  # the schedule's peak; with muon, of the convolutions
-    weight_decay: float  # on weights of convolutions and linear layers; with muon, of linear ones
-    schedule: str  # "onecycle" (linear up, linear down) or "cosine" (down from lr)
-    batch_size: int
-    target_accuracy: float  # percent ...
-    target_epochs: int  # ... within so many epochs
-    momentum: float = 0.9  # of sgd
-    other_lr: float = 0.06  # with muon: the peak of what sgd trains
-    muon_momentum: float = 0.6
-    nesterov: bool = True  # of sgd
-    warmup: float = 0.3  # share of onecycle's steps on the way up
-    div_factor: float = 25.0  # onecycle begins at lr / div_factor
-    final_lr: float = 0.0  # where cosine ends
-    clip_norm: float = 0.0  # longest gradient, all parameters as one vector; 0: any
-    label_smoothing: float = 0.0
-    dropout: float = 1.0  # factor on the probabilities of the network's dropout layers
-    transform: str = "standard"  # or crop_cutout, crop_affine_jitter; see train_transform
-    augment: float = 0.5  # probability of Affine, and of CoarseDropout ...
-    augment_epochs: int = 1  # ... in runs of so many epochs or more; see `augmentation`
-
-    def __post_init__(self) -> None:
-        checks = (
-            (
-                "optimizer",
-                self.optimizer in ("muon", "sgd", "adamw"),
-                "muon, sgd or adamw",
-            ),
-            ("schedule", self.schedule in ("onecycle", "cosine"), "onecycle or cosine"),
-            ("lr", _number(self.lr) and 0 < self.lr < math.inf, "a number above 0"),
-            (
-                "weight_decay",
-                _number(self.weight_decay) and 0 <= self.weight_decay < math.inf,
-                "a number from 0 up",
-            ),
-            ("momentum", _number(self.momentum) and 0 < self.momentum < 1, "between 0 and 1"),
-            (
-                "other_lr",
-                _number(self.other_lr) and 0 < self.other_lr < math.inf,
-                "a number above 0",
-            ),
-            (
-                "muon_momentum",
-                _number(self.muon_momentum) and 0 < self.muon_momentum < 1,
-                "between 0 and 1",
-            ),
-            (
-                "dropout",
-                _number(self.dropout) and 0 <= self.dropout < math.inf,
-                "a number from 0 up",
-            ),
-            ("augment", _number(self.augment) and 0 <= self.augment <= 1, "from 0 to 1"),
-            ("augment_epochs", _count(self.augment_epochs), "a whole number from 1 up"),
-            ("nesterov", isinstance(self.nesterov, bool), "True or False"),
-            (
-                "div_factor",
-                _number(self.div_factor) and 1 <= self.div_factor < math.inf,
-                "a number from 1 up",
-            ),
-            (
-                "final_lr",
-                _number(self.final_lr) and 0 <= self.final_lr < math.inf,
-                "a number from 0 up",
-            ),
-            (
-                "clip_norm",
-                _number(self.clip_norm) and 0 <= self.clip_norm < math.inf,
-                "a number from 0 up",
-            ),
-            (
-                "transform",
-                self.transform in ("standard", "crop_cutout", "crop_affine_jitter"),
-                "standard, crop_cutout or crop_affine_jitter",
-            ),
-            ("warmup", _number(self.warmup) and 0 < self.warmup < 1, "between 0 and 1"),
-            (
-                "label_smoothing",
-                _number(self.label_smoothing) and 0 <= self.label_smoothing < 1,
-                "from 0 to below 1",
-            ),
-            ("batch_size", _count(self.batch_size), "a whole number from 1 up"),
-            ("target_epochs", _count(self.target_epochs), "a whole number from 1 up"),
-            (
-                "target_accuracy",
-                _number(self.target_accuracy) and 0 < self.target_accuracy <= 100,
-                "a percentage, above 0 and at most 100",
-            ),
-        )
-        for name, good, wanted in checks:
-            if not good:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {wanted}")
-
-    @classmethod
-    def from_dict(cls, recipe: Mapping) -> "Recipe":
-        """The RECIPE dictionary of a model file, refused when a key is unknown or missing."""
-        known = [field.name for field in fields(cls)]
-        unknown = [str(key) for key in recipe if key not in known]
-        if unknown:
-            raise ValueError(f"unknown: {', '.join(unknown)}; known are {', '.join(known)}")
-        try:
-            return cls(**recipe)
-        except TypeError as error:  # names the missing keys
-            raise ValueError(str(error).partition("() ")[2]) from None
-
-    def augmentation(self, epochs: int) -> float:
-        """The probability of Affine and of CoarseDropout in a run of so many epochs.
-
-        Short runs never come to overfit; there, augmentation only hides the images. So it grows
-        with the square root of the epochs, up to `augment` at `augment_epochs`.
-        """
-        return self.augment * min(1.0, math.sqrt(epochs / self.augment_epochs))
-
-    def train_transform(self, mean: RGB, std: RGB, epochs: int) -> A.Compose:
-        """The pipeline that `transform` names, as strong as a run of so many epochs takes it."""
-        named = {
-            "standard": train_transform,
-            "crop_cutout": crop_cutout_transform,
-            "crop_affine_jitter": crop_affine_jitter_transform,
-        }
-        return named[self.transform](mean, std, self.augmentation(epochs))
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def scale_dropout(model: nn.Module, factor: float) -> None:
-    """Multiplies the probability of every nn.Dropout of the model by the recipe's factor.
-
-    Raises:
-        ValueError: a probability would be 1 or more.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            if module.p * factor >= 1:
-                raise ValueError(f"dropout {factor} makes a probability of {module.p * factor:g}")
-            module.p *= factor
-
-
-def make_optimizer(
-    model: nn.Module, recipe: Recipe, dtype: torch.dtype = torch.float32
-) -> torch.optim.Optimizer:
-    """The recipe's optimizer; weight decay on weights of two dimensions or more.
-
-    Muon orthogonalises in `dtype`, and it keeps the filters' norm, so that they need no decay.
-    BatchNorm's scales and the biases are spared: pulling them to zero regularises nothing, since
-    the next layer can scale back (He et al., 2019, https://arxiv.org/abs/1812.01187, "no bias
-    decay").
-    """
-    if recipe.optimizer == "muon":
-        return Muon(
-            model,
-            recipe.lr,
-            recipe.other_lr,
-            recipe.muon_momentum,
-            recipe.momentum,
-            recipe.weight_decay,
-            dtype,
-        )
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    # Fused: one pass over all parameters instead of several over each.
-    fused = all(parameter.device.type in ("cuda", "cpu") for parameter in parameters)
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, fused=fused)
-    return torch.optim.SGD(
-        groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=fused
-    )
-
-
-def make_scheduler(
-    optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """The recipe's schedule over exactly `steps` optimizer steps; it ends at zero (nearly)."""
-    if recipe.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, T_max=steps, eta_min=recipe.final_lr
-        )
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=[group["lr"] for group in optimizer.param_groups],
-        # One more than is trained: after the last step the scheduler moves on once, and past
-        # its end OneCycleLR would go on along its line to a learning rate below zero.
-        total_steps=steps + 1,
-        pct_start=recipe.warmup,
-        div_factor=recipe.div_factor,
-        anneal_strategy="linear",
-        cycle_momentum=False,
-    )
 
 
 # ---------------------------------------------------------------- loops

@@ -123,7 +123,7 @@ def test_the_whole_command(tmp_path, capsys, monkeypatch):
     arguments = ["--model", str(net), "--device", "cpu", "--images", "256", "--repetitions", "1"]
     assert bench.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 0
     (folder,) = (tmp_path / "out").iterdir()
-    assert sorted(path.name for path in folder.iterdir()) == [
+    assert sorted(path.name for path in folder.glob("[!.]*")) == [
         "bench.json",
         "bench.png",
         "train.log",

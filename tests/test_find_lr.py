@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import recipes
 import utils
 from tools import find_lr
 
@@ -81,11 +82,11 @@ def test_the_running_mean_is_numpys(sample):
 def test_the_model_and_its_groups_rates(sample):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    recipe = utils.Recipe("muon", 0.04, 0.0, "onecycle", 4, 85.0, 60, other_lr=0.08)
+    recipe = recipes.Recipe("muon", 0.04, 0.0, "onecycle", 4, 85.0, 60, other_lr=0.08)
     made = []
 
     def optimizer_of(copied: nn.Module) -> torch.optim.Optimizer:
-        made.append(utils.make_optimizer(copied, recipe))
+        made.append(recipes.make_optimizer(copied, recipe))
         return made[0]
 
     values = find_lr.rates(0.01, 0.02, 20, "linear")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import recipes
 import utils
 
 ROOT = Path(__file__).parents[1]
@@ -162,6 +163,6 @@ def test_the_docstring_table_is_true(number: int) -> None:
 
 @numbers
 def test_recipe_is_complete_and_names_the_target(number: int) -> None:
-    recipe = utils.Recipe.from_dict(importlib.import_module(f"model_{number}").RECIPE)
+    recipe = recipes.Recipe.from_dict(importlib.import_module(f"model_{number}").RECIPE)
     assert recipe.target_accuracy == 85.0
     assert recipe.target_epochs == TARGET_EPOCHS[number]

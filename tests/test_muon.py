@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import muon
-import utils
+import recipes
 from model_1 import CNN_Model_1
 from model_2 import CNN_Model_2
 from model_3 import CNN_Model_3
@@ -107,7 +107,7 @@ def test_the_rest_steps_as_torchs_sgd_does():
 
 
 def test_the_state_continues_where_it_was_saved(sample):
-    recipe = utils.Recipe("muon", 0.04, 5e-4, "onecycle", 8, 85.0, 70)
+    recipe = recipes.Recipe("muon", 0.04, 5e-4, "onecycle", 8, 85.0, 70)
 
     def steps(model, optimizer, count):
         for seed in range(count):
@@ -117,11 +117,11 @@ def test_the_state_continues_where_it_was_saved(sample):
 
     torch.manual_seed(0)
     model = CNN_Model_2()
-    optimizer = utils.make_optimizer(model, recipe)
+    optimizer = recipes.make_optimizer(model, recipe)
     steps(model, optimizer, 1)
     twin = CNN_Model_2()
     twin.load_state_dict(model.state_dict())
-    resumed = utils.make_optimizer(twin, recipe)
+    resumed = recipes.make_optimizer(twin, recipe)
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     steps(model, optimizer, 2)
     steps(twin, resumed, 2)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import recipes
 import train
 import utils
 
@@ -54,7 +55,7 @@ def test_log_results_and_readme_tell_the_same(folder):
 def test_the_recipe_is_the_committed_one(folder):
     settings = read(folder, "settings.json")
     network = train.load_network(settings["network"][-1])
-    recipe = utils.Recipe.from_dict(settings["recipe"])
+    recipe = recipes.Recipe.from_dict(settings["recipe"])
     assert recipe == network.recipe
     assert settings["parameters"] == network.parameters
     assert settings["augmentation"] == recipe.augmentation(settings["epochs"])

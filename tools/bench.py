@@ -41,6 +41,7 @@ from torchvision.datasets import VisionDataset
 import cifar10
 import cli
 import plots
+import recipes
 import runs
 import train
 import utils
@@ -239,14 +240,14 @@ class Ours:
         if without == "channels_last":
             self.precision = self.precision._replace(memory_format=torch.contiguous_format)
         model = network.build().to(device, memory_format=self.precision.memory_format)
-        utils.scale_dropout(model, self.recipe.dropout)
+        recipes.scale_dropout(model, self.recipe.dropout)
         if device.type == "cpu" and without != "kept memory":
             utils.keep_freed_memory()
         if device.type == "cpu" and without != "faster layers":
             utils.speed_up_on_cpu(model)
         torch.backends.cudnn.benchmark = True
         self.criterion = nn.CrossEntropyLoss(label_smoothing=self.recipe.label_smoothing)
-        self.optimizer = utils.make_optimizer(model, self.recipe, self.precision.dtype)
+        self.optimizer = recipes.make_optimizer(model, self.recipe, self.precision.dtype)
         # A small constant rate: the time of a step does not depend on it.
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1e-3)
         self.scaler = torch.amp.GradScaler(

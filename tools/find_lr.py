@@ -22,6 +22,7 @@ from torch import nn
 
 import cli
 import plots
+import recipes
 import runs
 import train
 import utils
@@ -153,7 +154,7 @@ def find(args: argparse.Namespace) -> None:
     )
     utils.seed_everything(args.seed)
     model = network.build().to(device, memory_format=precision.memory_format)
-    utils.scale_dropout(model, recipe.dropout)
+    recipes.scale_dropout(model, recipe.dropout)
     if device.type == "cpu":
         utils.keep_freed_memory()
         utils.speed_up_on_cpu(model)
@@ -161,7 +162,7 @@ def find(args: argparse.Namespace) -> None:
         model,
         loader,
         nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
-        lambda copied: utils.make_optimizer(copied, recipe, precision.dtype),
+        lambda copied: recipes.make_optimizer(copied, recipe, precision.dtype),
         rates(args.low, args.high, args.steps, args.shape),
         device,
         precision,

@@ -1,0 +1,133 @@
+"""Recipes, optimizers and schedules against second computations of the same thing."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import recipes
+import utils
+from model_3 import CNN_Model_3
+
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+
+GOOD = {
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+    "schedule": "onecycle",
+    "batch_size": 256,
+    "target_accuracy": 85.0,
+    "target_epochs": 60,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "adagrad"}, "optimizer is .adagrad.; it must be muon, sgd or adamw"),
+        ({"schedule": "step"}, "schedule is 'step'"),
+        ({"lr": 0}, "lr is 0"),
+        ({"lr": math.inf}, "lr is inf"),
+        ({"lr": "0.1"}, "lr is '0.1'"),
+        ({"weight_decay": -1}, "weight_decay is -1"),
+        ({"other_lr": 0}, "other_lr is 0"),
+        ({"muon_momentum": 1}, "muon_momentum is 1"),
+        ({"augment": 1.1}, "augment is 1.1; it must be from 0 to 1"),
+        ({"dropout": -1}, "dropout is -1"),
+        ({"augment_epochs": 0}, "augment_epochs is 0"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"warmup": 1.0}, "warmup is 1.0"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
+        ({"target_accuracy": 101}, "target_accuracy is 101"),
+        ({"learning_rate": 0.1}, "unknown: learning_rate"),
+    ],
+)
+def test_a_bad_recipe_is_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        recipes.Recipe.from_dict(GOOD | change)
+
+
+def test_a_recipe_without_a_key_is_refused():
+    with pytest.raises(ValueError, match="missing 1 required positional argument: 'lr'"):
+        recipes.Recipe.from_dict({key: value for key, value in GOOD.items() if key != "lr"})
+
+
+def test_augmentation_grows_with_the_root_of_the_epochs_up_to_its_full_strength():
+    recipe = recipes.Recipe.from_dict(GOOD | {"augment": 0.4, "augment_epochs": 64})
+    for epochs, wanted in ((1, 0.05), (4, 0.1), (16, 0.2), (64, 0.4), (100, 0.4)):
+        assert recipe.augmentation(epochs) == pytest.approx(wanted)
+    constant = recipes.Recipe.from_dict(GOOD | {"augment": 0.4})
+    assert constant.augmentation(1) == constant.augmentation(100) == 0.4
+
+
+def test_dropout_is_scaled_wherever_it_is():
+    model = CNN_Model_3()
+    recipes.scale_dropout(model, 0.5)
+    probabilities = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+    assert probabilities == [0.05, 0.075, 0.075, 0.075, 0.1, 0.1, 0.1]
+    with pytest.raises(ValueError, match="dropout 10 makes a probability of 1"):
+        recipes.scale_dropout(model, 10)
+
+
+def test_the_augmentation_s_probability_is_affine_s_and_coarse_dropout_s():
+    flip, affine, hole, *_ = utils.train_transform(MEAN, STD, 0.2).transforms
+    assert (flip.p, affine.p, hole.p) == (0.5, 0.2, 0.2)
+
+
+def test_muon_s_rates_are_the_recipe_s_and_follow_one_schedule():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 10))
+    recipe = recipes.Recipe.from_dict(GOOD | {"optimizer": "muon", "lr": 0.04, "other_lr": 0.08})
+    optimizer = recipes.make_optimizer(model, recipe)
+    scheduler = recipes.make_scheduler(optimizer, recipe, 100)
+    peaks = [0.0] * 3
+    for _ in range(100):
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates[1] == rates[2] == pytest.approx(2 * rates[0])
+        peaks = [max(pair) for pair in zip(peaks, rates, strict=True)]
+        optimizer.step()  # no gradients: nothing moves
+        scheduler.step()
+    assert peaks == pytest.approx([0.04, 0.08, 0.08], rel=0.05)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 5e-4, 0.0]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weight_decay_is_for_weights_only(optimizer):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 10))
+    recipe = recipes.Recipe.from_dict(GOOD | {"optimizer": optimizer})
+    decay, spared = recipes.make_optimizer(model, recipe).param_groups
+    assert (decay["weight_decay"], spared["weight_decay"]) == (5e-4, 0.0)
+    assert {id(p) for p in decay["params"]} == {id(model[0].weight), id(model[3].weight)}
+    assert len(spared["params"]) == 4
+
+
+def rates(schedule: str, steps: int) -> list[float]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    recipe = recipes.Recipe.from_dict(GOOD | {"schedule": schedule})
+    scheduler = recipes.make_scheduler(optimizer, recipe, steps)
+    used = []
+    for _ in range(steps):
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return [*used, optimizer.param_groups[0]["lr"]]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 3920])
+def test_onecycle_goes_up_and_then_down_to_zero(steps):
+    values = rates("onecycle", steps)
+    assert all(0 <= value <= 0.1 for value in values)
+    assert values[-1] == pytest.approx(0, abs=1e-5)
+    if steps == 3920:
+        peak = int(np.argmax(values))
+        assert values[peak] == pytest.approx(0.1, rel=1e-3)
+        assert peak == pytest.approx(0.3 * steps, abs=1)
+        np.testing.assert_allclose(np.diff(values[:peak], 2), 0, atol=1e-9)  # straight lines
+        np.testing.assert_allclose(np.diff(values[peak + 1 :], 2), 0, atol=1e-9)
+
+
+def test_cosine_follows_its_formula():
+    wanted = [0.05 * (1 + math.cos(math.pi * step / 40)) for step in range(41)]
+    np.testing.assert_allclose(rates("cosine", 40), wanted, atol=1e-9)
