@@ -10,7 +10,7 @@ from torch import nn
 
 import recipes
 import utils
-from tools import find_lr
+from tools import find_lr, torture
 
 CPU = torch.device("cpu")
 FULL = utils.Precision(torch.float32, torch.contiguous_format)
@@ -114,12 +114,14 @@ def call(capsys, *arguments: object) -> tuple[int, str, str]:
 
 
 def test_the_command_writes_picture_and_table(capsys, tmp_path):
+    (tmp_path / "small.py").write_text(torture.NETWORK)
+    output = tmp_path / "out"
     status, out, error = call(
-        capsys, "--dry-run", "--model", 2, "--steps", 40, "--output-dir", tmp_path
+        capsys, "--dry-run", "--model", tmp_path / "small.py", "--steps", 40, "--output-dir", output
     )
     assert status == 0, error
     assert "The loss falls fastest at " in out
-    (folder,) = tmp_path.iterdir()
+    (folder,) = output.iterdir()
     assert Image.open(folder / "find_lr.png").size[0] > 600
     with open(folder / "find_lr.csv", newline="") as file:
         rows = list(csv.DictReader(file))
