@@ -36,6 +36,11 @@ GOOD = {
         ({"other_lr": 0}, "other_lr is 0"),
         ({"muon_momentum": 1}, "muon_momentum is 1"),
         ({"augment": 1.1}, "augment is 1.1; it must be from 0 to 1"),
+        ({"clip_norm": -1}, "clip_norm is -1"),
+        ({"div_factor": 0.5}, "div_factor is 0.5; it must be a number from 1 up"),
+        ({"final_lr": -1}, "final_lr is -1"),
+        ({"nesterov": 1}, "nesterov is 1; it must be True or False"),
+        ({"transform": "blur"}, "transform is 'blur'; it must be standard, crop_cutout or crop_a"),
         ({"dropout": -1}, "dropout is -1"),
         ({"augment_epochs": 0}, "augment_epochs is 0"),
         ({"batch_size": 2.5}, "batch_size is 2.5"),
@@ -131,3 +136,54 @@ def test_onecycle_goes_up_and_then_down_to_zero(steps):
 def test_cosine_follows_its_formula():
     wanted = [0.05 * (1 + math.cos(math.pi * step / 40)) for step in range(41)]
     np.testing.assert_allclose(rates("cosine", 40), wanted, atol=1e-9)
+
+
+def test_cosine_ends_where_the_recipe_says_and_onecycle_begins_there():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    recipe = recipes.Recipe.from_dict(GOOD | {"schedule": "cosine", "final_lr": 0.02})
+    scheduler = recipes.make_scheduler(optimizer, recipe, 10)
+    for _ in range(10):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    recipe = recipes.Recipe.from_dict(GOOD | {"div_factor": 10.0})
+    recipes.make_scheduler(optimizer, recipe, 10)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_momentum_is_nesterov_s_or_not(nesterov):
+    recipe = recipes.Recipe.from_dict(GOOD | {"nesterov": nesterov})
+    optimizer = recipes.make_optimizer(nn.Linear(3, 2), recipe)
+    assert all(group["nesterov"] == nesterov for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("standard", ["HorizontalFlip", "Affine", "CoarseDropout"]),
+        ("crop_cutout", ["PadIfNeeded", "RandomCrop", "HorizontalFlip", "CoarseDropout"]),
+        (
+            "crop_affine_jitter",
+            [
+                "HorizontalFlip",
+                "Affine",
+                "CoarseDropout",
+                "ColorJitter",
+                "PadIfNeeded",
+                "RandomCrop",
+            ],
+        ),
+    ],
+)
+def test_a_recipe_names_its_transform(name, steps, sample):
+    recipe = recipes.Recipe.from_dict(
+        GOOD | {"transform": name, "augment": 0.4, "augment_epochs": 64}
+    )
+    pipeline = recipe.train_transform(MEAN, STD, 16)
+    found = [type(step).__name__ for step in pipeline.transforms]
+    assert found == [*steps, "Normalize", "ToTensorV2"]
+    hole = next(step for step in pipeline.transforms if type(step).__name__ == "CoarseDropout")
+    assert hole.p == pytest.approx(0.2)
+    assert pipeline(image=sample.train_images[0])["image"].shape == (3, 32, 32)

@@ -355,12 +355,14 @@ def test_test_loop_against_hand_computation(batch_size, capsys):
     assert (captured.out, captured.err) == ("", "")  # no terminal, no progress bar
 
 
-def train_once(model, loader, lr, precision=FULL, criterion=None):
+def train_once(model, loader, lr, precision=FULL, criterion=None, clip_norm=0.0):
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     scaler = torch.amp.GradScaler("cpu", enabled=precision.dtype == torch.float16)
     criterion = criterion or nn.CrossEntropyLoss()
-    return utils.train(model, loader, criterion, optimizer, scheduler, scaler, CPU, precision)
+    return utils.train(
+        model, loader, criterion, optimizer, scheduler, scaler, CPU, precision, clip_norm
+    )
 
 
 def test_train_loop_against_hand_computation():
@@ -370,6 +372,17 @@ def test_train_loop_against_hand_computation():
     assert result.loss == pytest.approx(loss, rel=1e-6)
     assert result.accuracy == pytest.approx(accuracy)
     assert model.weight.item() == pytest.approx(2.0 - 0.5 * gradient, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # with a gradient scaler
+def test_long_gradients_are_clipped_and_short_ones_left(dtype):
+    _, _, gradient = by_hand(2.0)
+    precision = FULL._replace(dtype=dtype)
+    for longest, wanted in ((abs(gradient) / 3, gradient / 3), (abs(gradient) * 3, gradient)):
+        model = OneWeight(2.0)
+        train_once(model, grey_loader(5), lr=0.5, precision=precision, clip_norm=longest)
+        assert model.weight.item() == pytest.approx(2.0 - 0.5 * wanted, abs=2e-3)
+        assert abs(model.weight.item() - (2.0 - 0.5 * wanted)) < abs(gradient) / 20
 
 
 def test_train_loop_weights_unequal_batches_by_their_images():
