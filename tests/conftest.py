@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,18 @@ def sample() -> cifar10.CIFAR10:
 @pytest.fixture(autouse=True)
 def _same_seed_for_every_test() -> None:
     torch.manual_seed(0)
+
+
+def call_main(
+    main: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture, arguments: Sequence[object]
+) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a command line's `main`."""
+    try:
+        status = main([str(argument) for argument in arguments])
+    except SystemExit as end:  # argparse's way
+        status = end.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
 
 
 def add_to_tar(tar: tarfile.TarFile, name: str, content: bytes) -> None:

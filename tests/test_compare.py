@@ -6,6 +6,7 @@ import json
 import pytest
 from PIL import Image
 
+from tests.conftest import call_main
 from tools import compare
 
 
@@ -43,12 +44,7 @@ def make_run(root, name: str, network: str, seed: int, final: float, **settings:
 
 
 def call(capsys, *arguments: object) -> tuple[int, str, str]:
-    try:
-        status = compare.main([str(argument) for argument in arguments])
-    except SystemExit as end:
-        status = end.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+    return call_main(compare.main, capsys, arguments)
 
 
 def test_seeds_are_one_row_and_what_is_no_training_on_the_test_set_is_left_out(capsys, tmp_path):

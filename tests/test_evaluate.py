@@ -10,16 +10,12 @@ from PIL import Image
 import cifar10
 import utils
 from model_2 import CNN_Model_2
+from tests.conftest import call_main
 from tools import evaluate, pictures, predict
 
 
 def call(tool, capsys, *arguments: object) -> tuple[int, str, str]:
-    try:
-        status = tool.main([str(argument) for argument in arguments])
-    except SystemExit as end:
-        status = end.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+    return call_main(tool.main, capsys, arguments)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from torch import nn
 
 import recipes
 import utils
+from tests.conftest import call_main
 from tools import find_lr, torture
 
 CPU = torch.device("cpu")
@@ -105,12 +106,7 @@ def test_a_loss_that_never_falls_has_no_suggestion():
 
 
 def call(capsys, *arguments: object) -> tuple[int, str, str]:
-    try:
-        status = find_lr.main([str(argument) for argument in arguments])
-    except SystemExit as end:
-        status = end.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+    return call_main(find_lr.main, capsys, arguments)
 
 
 def test_the_command_writes_picture_and_table(capsys, tmp_path):

@@ -18,6 +18,7 @@ import plots
 import runs
 import train
 import utils
+from tests.conftest import call_main
 from tools import torture
 
 ROOT = Path(__file__).parents[1]
@@ -44,12 +45,7 @@ def network(tmp_path_factory) -> str:
 
 
 def call(capsys, *arguments: object) -> tuple[int, str, str]:
-    try:
-        status = train.main([str(argument) for argument in arguments])
-    except SystemExit as end:
-        status = end.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+    return call_main(train.main, capsys, arguments)
 
 
 def flags(network: str, output: Path) -> tuple[object, ...]:

@@ -21,18 +21,14 @@ from PIL import Image
 import cifar10
 import train
 from model_2 import CNN_Model_2
+from tests.conftest import call_main
 
 ROOT = Path(__file__).parents[1]
 
 
 def call(capsys, *arguments: str) -> tuple[int, str, str]:
     """Exit status, standard output and standard error of `python train.py ARGUMENTS`."""
-    try:
-        status = train.main(arguments)
-    except SystemExit as end:
-        status = end.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+    return call_main(train.main, capsys, arguments)
 
 
 # ---------------------------------------------------------------- refusals

@@ -8,18 +8,14 @@ from albumentations.pytorch import ToTensorV2
 from PIL import Image, ImageSequence
 
 import utils
+from tests.conftest import call_main
 from tools import demo_transforms, pictures, validate_transforms
 
 GREY = (125, 122, 114)
 
 
 def call(tool, capsys, *arguments: object) -> tuple[int, str, str]:
-    try:
-        status = tool.main([str(argument) for argument in arguments])
-    except SystemExit as end:
-        status = end.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+    return call_main(tool.main, capsys, arguments)
 
 
 # ---------------------------------------------------------------- validate
