@@ -310,6 +310,9 @@ def test_questions_on_a_terminal():
 def test_leaving_at_a_question(key, status, message):
     terminal = Terminal("--model", "1")
     terminal.wait_for("How many epochs? [20]: ")
+    # Python shows the question and only then begins to read; a signal in between would wait for
+    # the next key, as a second Ctrl-C is.
+    time.sleep(1)
     terminal.type(key)
     terminal.wait_for(message)
     assert "Traceback" not in terminal.screen
