@@ -238,20 +238,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as root:
         torture = Torture(Path(root), args.seed)
+        status = 0
         try:
             torture.run(args.rounds)
-        except KeyboardInterrupt:
-            return 130
+        except KeyboardInterrupt:  # what was found until then counts
+            status = 130
         except Exception as error:
             print(f"tools.torture: error: after {torture.kills} kills: {error}", file=sys.stderr)
             return 1
-    seconds = time.monotonic() - started
     print(
         f"{torture.kills} kills, {torture.resumed} resumed, {torture.finished} runs finished with "
-        f"the weights of the undisturbed run, bit for bit; {runs.duration(seconds)}, seed "
-        f"{args.seed}"
+        f"the weights of the undisturbed run, bit for bit; "
+        f"{runs.duration(time.monotonic() - started)}, seed {args.seed}"
     )
-    return 0
+    return status
 
 
 if __name__ == "__main__":
