@@ -236,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--seed", type=cli.whole_number(0), default=0, help="of the instants (0)")
     args = parser.parse_args(arguments)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as root:
+    with runs.Interrupts(), tempfile.TemporaryDirectory() as root:
         torture = Torture(Path(root), args.seed)
         status = 0
         try:
