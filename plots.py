@@ -323,9 +323,11 @@ def comparison(rows: list, front: list) -> bytes:
             axes.annotate(
                 f"{row.network}, {row.epochs} epochs",
                 (row.parameters, row.final),
-                xytext=(-8 if name == "published" else 8, -3),  # away from each other
+                # Away from each other, and off the front's line.
+                xytext=(-6, -6) if name == "published" else (6, 6),
                 textcoords="offset points",
                 ha="right" if name == "published" else "left",
+                va="top" if name == "published" else "bottom",
                 zorder=1,
                 fontsize=8,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
@@ -335,7 +337,7 @@ def comparison(rows: list, front: list) -> bytes:
     axes.set_xlim(low / 3.2, high * 2.6)  # room for the names
     axes.margins(y=0.1)
     axes.set(
-        title="Test accuracy of the final weights against the size of the network",
+        title="Test accuracy against the size of the network",
         xlabel="parameters",
         ylabel="accuracy (%)",
     )
