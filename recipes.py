@@ -215,7 +215,9 @@ def make_scheduler(
         # One more than is trained: after the last step the scheduler moves on once, and past
         # its end OneCycleLR would go on along its line to a learning rate below zero.
         total_steps=steps + 1,
-        pct_start=recipe.warmup,
+        # At least a step and a half of a very short run: OneCycleLR divides by the way up, which it
+        # takes for pct_start * total_steps - 1 steps long.
+        pct_start=max(recipe.warmup, min(1.5 / (steps + 1), 0.9)),
         div_factor=recipe.div_factor,
         anneal_strategy="linear",
         cycle_momentum=False,

@@ -133,6 +133,20 @@ def test_onecycle_goes_up_and_then_down_to_zero(steps):
         np.testing.assert_allclose(np.diff(values[peak + 1 :], 2), 0, atol=1e-9)
 
 
+@pytest.mark.parametrize("warmup", [0.05, 0.1, 0.2, 0.25, 0.3, 0.5, 0.9])
+def test_onecycle_of_any_length(warmup):
+    """Runs so short that the way up would be no step at all, in which OneCycleLR divides by it."""
+    recipe = recipes.Recipe.from_dict(GOOD | {"warmup": warmup})
+    for steps in range(1, 60):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+        scheduler = recipes.make_scheduler(optimizer, recipe, steps)
+        for _ in range(steps):
+            assert 0 <= optimizer.param_groups[0]["lr"] <= 0.1 + 1e-9
+            optimizer.step()
+            scheduler.step()
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-5)
+
+
 def test_cosine_follows_its_formula():
     wanted = [0.05 * (1 + math.cos(math.pi * step / 40)) for step in range(41)]
     np.testing.assert_allclose(rates("cosine", 40), wanted, atol=1e-9)
