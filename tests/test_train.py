@@ -470,7 +470,7 @@ def test_flags_replace_the_recipe(capsys, tmp_path):
 
 def test_a_diverging_run_stops_with_a_clear_error(capsys, tmp_path):
     status, _, error = call(
-        capsys, "--model", "2", "--dry-run", "--lr", "1e30",
+        capsys, "--model", "2", "--dry-run", "--set", "optimizer=sgd", "--lr", "1e30",
         "--output-dir", str(tmp_path),
     )  # fmt: skip
     assert status == 1
