@@ -19,7 +19,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -55,9 +55,9 @@ class Run:
 
     SETTINGS, RESULTS, LOG, LOCK = "settings.json", "results.json", "train.log", ".lock"
 
-    def __init__(self, folder: Path, lines: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._log = list(lines)
+        self._log: list[str] = []
         self._lock = filelock.FileLock(folder / self.LOCK)
         try:
             self._lock.acquire(timeout=0)
@@ -216,19 +216,12 @@ class History:
     test_seconds. Losses are in nats, accuracies in percent.
     """
 
-    def __init__(
-        self,
-        split: str,
-        epochs: int,
-        target: float,
-        target_epochs: int,
-        rows: Sequence[dict] = (),
-    ) -> None:
+    def __init__(self, split: str, epochs: int, target: float, target_epochs: int) -> None:
         self.split = split
         self.epochs = epochs
         self.target = target
         self.target_epochs = target_epochs
-        self.rows = list(rows)
+        self.rows: list[dict] = []
 
     def add(
         self,
@@ -426,4 +419,5 @@ class Interrupts:
         finally:
             self.holding = False
         if self.pending is not None:
-            raise Interruption(self.pending)
+            number, self.pending = self.pending, None
+            raise Interruption(number)

@@ -342,8 +342,7 @@ def test_damaged_caches_are_noticed_or_harmless(fake, tmp_path):
     (root / "cifar-10-batches-py").mkdir()
     for name, content in fake.batches.items():
         (root / "cifar-10-batches-py" / name).write_bytes(content)
-    silent = lambda _: None  # noqa: E731
-    cifar10.load_cifar10(root, announce=silent)
+    cifar10.load_cifar10(root, announce=lambda _: None)
     whole = (root / cifar10.CACHE).read_bytes()
     draw, refused = random.Random(1), 0
     for _ in range(250):
