@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import pickle
 import tarfile
 from collections.abc import Callable, Sequence
@@ -16,6 +17,12 @@ from PIL import Image
 from torchvision.datasets import CIFAR10 as Official
 
 import cifar10
+
+
+def pytest_configure() -> None:
+    """One thread for each process, those of the tests' command lines too: two tests run at once."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,13 +32,8 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _quick_runs(monkeypatch) -> Iterator[None]:
-    """No pictures, and one thread: so small a network waits for its threads, not for its sums."""
+def _quick_runs(monkeypatch) -> None:
     no_pictures(monkeypatch)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -63,8 +57,12 @@ def only(output: Path) -> Path:
     return folder
 
 
-def stop_in(monkeypatch, epoch: int, error: BaseException, batches: int = 0) -> None:
-    """The training loop raises in that epoch, after so many batches."""
+def stop_in(monkeypatch, epoch: int, error: type[BaseException], batches: int = 0) -> None:
+    """The training loop raises in that epoch, after so many batches.
+
+    A class, not an exception: one kept here would hold the frame that holds it, and the loader's
+    workers with it, until the garbage collector comes to wait for them.
+    """
     loop, calls = utils.train, []
 
     def stopped(model, loader, *rest: object) -> object:
@@ -78,7 +76,7 @@ def stop_in(monkeypatch, epoch: int, error: BaseException, batches: int = 0) -> 
             def __iter__(self):
                 for number, batch in enumerate(loader):
                     if number == batches:
-                        raise error
+                        raise error()
                     yield batch
 
         return loop(model, Broken(), *rest)
@@ -99,7 +97,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
     status, _, error = call(capsys, *flags(network, whole), *options)
     assert status == 0, error
     with monkeypatch.context() as context:
-        stop_in(context, epoch, KeyboardInterrupt(), batches)
+        stop_in(context, epoch, KeyboardInterrupt, batches)
         status, out, _ = call(capsys, *flags(network, cut), *options)
     assert status == 130
     folder = only(cut)
@@ -181,7 +179,7 @@ def stopped_run(network, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as context:
         no_pictures(context)
-        stop_in(context, 3, KeyboardInterrupt())
+        stop_in(context, 3, KeyboardInterrupt)
         assert train.main([str(argument) for argument in flags(network, output)]) == 130
     return only(output)
 
