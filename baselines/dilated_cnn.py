@@ -28,8 +28,8 @@ from torch import Tensor, nn
 # What it was published with is not known; this is the recipe of model 2.
 RECIPE = {
     "optimizer": "muon",
-    "lr": 0.08,
-    "other_lr": 0.25,
+    "lr": 0.06,
+    "other_lr": 0.2,
     "weight_decay": 5e-4,
     "schedule": "onecycle",
     "warmup": 0.2,
