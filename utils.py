@@ -578,6 +578,32 @@ class CpuStridedDepthwise(nn.Conv2d):
         return everywhere[:, :, :: self.stride[0], :: self.stride[1]]
 
 
+class CpuDilatedDepthwise(nn.Conv2d):
+    """A dilated depthwise convolution, computed as an ordinary one on every d-th row and column.
+
+    With dilation d a filter sees only pixels whose rows and columns differ by multiples of d: the
+    image falls into d x d smaller ones that know nothing of each other. They lie side by side in
+    the batch here, since oneDNN's backward pass is many times slower with dilation (bf16, PyTorch
+    2.14). Only for large maps: on those of model 3, 8x8, moving the pixels costs more.
+    """
+
+    SMALLEST = 8  # side of the smaller images
+
+    def forward(self, x: Tensor) -> Tensor:
+        images, channels, height, width = x.shape
+        d = self.dilation[0]
+        rows, columns = height // d, width // d
+        whole = height % d == 0 and width % d == 0
+        if not self.training or not whole or min(rows, columns) < self.SMALLEST:
+            return super().forward(x)
+        x = x.permute(0, 2, 3, 1).reshape(images, rows, d, columns, d, channels)
+        x = x.permute(2, 4, 0, 1, 3, 5).reshape(d * d * images, rows, columns, channels)
+        x = F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, 1, 1, 1, self.groups)
+        x = x.permute(0, 2, 3, 1).reshape(d, d, images, rows, columns, channels)
+        x = x.permute(2, 3, 0, 4, 1, 5).reshape(images, height, width, channels)
+        return x.permute(0, 3, 1, 2)
+
+
 def speed_up_on_cpu(model: nn.Module) -> nn.Module:
     """Gives layers that are slow on the CPU the faster forms above; returns the same model.
 
@@ -589,10 +615,16 @@ def speed_up_on_cpu(model: nn.Module) -> nn.Module:
         elif (
             type(module) is nn.Conv2d
             and module.groups == module.in_channels == module.out_channels > 1
-            and max(module.stride) > 1
             and module.padding_mode == "zeros"
         ):
-            module.__class__ = CpuStridedDepthwise
+            if max(module.stride) > 1:
+                module.__class__ = CpuStridedDepthwise
+            elif (
+                module.kernel_size == (3, 3)
+                and module.padding == module.dilation
+                and module.dilation[0] == module.dilation[1] > 1
+            ):
+                module.__class__ = CpuDilatedDepthwise
     return model
 
 

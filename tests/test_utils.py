@@ -7,6 +7,7 @@ import albumentations as A
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import recipes
@@ -481,6 +482,31 @@ def test_cpu_strided_depthwise_is_the_same_convolution(size, stride, dilation):
         model(x).square().sum().backward()
     torch.testing.assert_close(faster(x), convolution(x))
     torch.testing.assert_close(faster[0].weight.grad, convolution.weight.grad)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("size", "dilation", "moves"), [(32, 4, True), (16, 2, True), (8, 2, False), (33, 4, False)]
+)
+def test_cpu_dilated_depthwise_is_the_same_convolution(size, dilation, moves, bias, monkeypatch):
+    convolution = nn.Conv2d(8, 8, 3, 1, dilation, dilation, groups=8, bias=bias).double()
+    faster = utils.speed_up_on_cpu(nn.Sequential(copy.deepcopy(convolution)))
+    assert type(faster[0]) is utils.CpuDilatedDepthwise
+    x = torch.randn(4, 8, size, size, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for model in (convolution, faster):
+        model(x).square().sum().backward()
+        gradients.append(x.grad)
+        x.grad = None
+    torch.testing.assert_close(faster(x), convolution(x))
+    torch.testing.assert_close(*gradients)
+    for ours, reference in zip(faster.parameters(), convolution.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, reference.grad)
+    dilations = []
+    conv2d = F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *a: dilations.append(a[5]) or conv2d(*a))
+    faster(x)
+    assert dilations == ([1] if moves else [(dilation, dilation)])
 
 
 def test_speeding_up_keeps_names_weights_and_other_layers():
