@@ -58,6 +58,17 @@ class Network(NamedTuple):
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.build().parameters())
 
+    def ready(
+        self, recipe: recipes.Recipe, device: torch.device, precision: utils.Precision
+    ) -> nn.Module:
+        """The network with fresh weights, as a training by the recipe takes it on the device."""
+        model = self.build().to(device, memory_format=precision.memory_format)
+        recipes.scale_dropout(model, recipe.dropout)
+        if device.type == "cpu":
+            utils.keep_freed_memory()
+            utils.speed_up_on_cpu(model)
+        return model
+
 
 def load_network(choice: str) -> Network:
     """The network and recipe of model 1, 2, 3 or of a file, which is run as code.
@@ -330,11 +341,7 @@ def assemble(
     )
     summary = utils.summary_table(network.build())  # draws random numbers, so before the seed
     utils.seed_everything(args.seed)
-    model = network.build().to(device, memory_format=precision.memory_format)
-    recipes.scale_dropout(model, recipe.dropout)
-    if device.type == "cpu":
-        utils.keep_freed_memory()
-        utils.speed_up_on_cpu(model)
+    model = network.ready(recipe, device, precision)
     optimizer = recipes.make_optimizer(model, recipe, precision.dtype)
     torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
     described = f"{utils.describe(device)}, {precision.dtype}, {precision.memory_format}"

@@ -153,13 +153,8 @@ def find(args: argparse.Namespace) -> None:
         seed=args.seed,
     )
     utils.seed_everything(args.seed)
-    model = network.build().to(device, memory_format=precision.memory_format)
-    recipes.scale_dropout(model, recipe.dropout)
-    if device.type == "cpu":
-        utils.keep_freed_memory()
-        utils.speed_up_on_cpu(model)
     points = range_test(
-        model,
+        network.ready(recipe, device, precision),
         loader,
         nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
         lambda copied: recipes.make_optimizer(copied, recipe, precision.dtype),
