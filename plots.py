@@ -307,6 +307,7 @@ def comparison(rows: list, front: list) -> bytes:
         label="Pareto front: nothing smaller is more accurate",
         **steps,
     )
+    low, high = min(row.parameters for row in rows), max(row.parameters for row in rows)
     for name, color, marker in (("published", TEST, "s"), ("measured here", TRAIN, "o")):
         chosen = [row for row in rows if (row.source == "published") == (name == "published")]
         axes.errorbar(
@@ -320,20 +321,20 @@ def comparison(rows: list, front: list) -> bytes:
             label=name,
         )
         for row in chosen:
+            # Away from each other, and off the front's line; beside the largest there is room.
+            left = name == "published" and row.parameters < high
             axes.annotate(
                 f"{row.network}, {row.epochs} epochs",
                 (row.parameters, row.final),
-                # Away from each other, and off the front's line.
-                xytext=(-6, -6) if name == "published" else (6, 6),
+                xytext=(-6 if left else 6, -6 if name == "published" else 6),
                 textcoords="offset points",
-                ha="right" if name == "published" else "left",
+                ha="right" if left else "left",
                 va="top" if name == "published" else "bottom",
                 zorder=1,
                 fontsize=8,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
             )
     axes.set_xscale("log")
-    low, high = min(row.parameters for row in rows), max(row.parameters for row in rows)
     axes.set_xlim(low / 3.2, high * 2.6)  # room for the names
     axes.margins(y=0.1)
     axes.set(
