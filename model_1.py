@@ -33,8 +33,7 @@ from torch import Tensor, nn
 # most of Muon. Label smoothing is against the over-confidence that two million weights allow.
 # Without more augmentation they overfit within 20 epochs (92.9 % on augmented training images, 90.4
 # on the test set, at 0.35); at 40 epochs, 0.67 is too much (91.9 and 91.7). Rates and batch size
-# were chosen on 5,000 held-out training images with model 2, which is cheaper to try things on:
-# docs/recipes.md.
+# follow trials with model 2 on 5,000 held-out training images: docs/recipes.md.
 RECIPE = {
     "optimizer": "muon",  # orthogonalised steps on the convolutions, SGD on the rest
     "lr": 0.06,  # the schedule's peak, of the convolutions

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 # Muon makes the most of few epochs, and a high rate for BatchNorm and the linear layer makes the
 # most of Muon. Augmentation grows with the epochs: seen eight times, an image cannot be learnt by
-# heart, seen twenty times it can. Chosen on 5,000 held-out training images: docs/recipes.md.
+# heart, seen twenty times it can. The trials, on 5,000 held-out training images: docs/recipes.md.
 RECIPE = {
     "optimizer": "muon",  # orthogonalised steps on the convolutions, SGD on the rest
     "lr": 0.06,  # the schedule's peak, of the convolutions
