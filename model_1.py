@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 # Muon makes the most of few epochs, and a high rate for BatchNorm and the linear layer makes the
 # most of Muon. Label smoothing is against the over-confidence that two million weights allow.
-# Without more augmentation they overfit within 20 epochs (92.9 % on augmented training images, 90.4
-# on the test set, at 0.35); at 40 epochs, 0.67 is too much (91.9 and 91.7). Rates and batch size
-# follow trials with model 2 on 5,000 held-out training images: docs/recipes.md.
+# With augmentation at 0.35 they fitted the training images better than the test set in 20 epochs
+# (92.9 and 90.4 %); at 0.67, in 40 epochs, no longer (91.9 and 91.7). How rates and batch size were
+# found, and what was not tried: docs/recipes.md.
 RECIPE = {
     "optimizer": "muon",  # orthogonalised steps on the convolutions, SGD on the rest
     "lr": 0.06,  # the schedule's peak, of the convolutions

@@ -203,7 +203,7 @@ def random_state(device: torch.device) -> dict:
 
     The loaders' need not be kept: an epoch's draws follow from the seed and its number.
     """
-    numpy_name, numpy_keys, *numpy_rest = np.random.get_state()  # noqa: NPY002
+    numpy_name, numpy_keys, *numpy_rest = np.random.get_state()  # noqa: NPY002  (seeded above)
     state = {
         "python": random.getstate(),
         "numpy": (numpy_name, numpy_keys.tolist(), *numpy_rest),
@@ -222,7 +222,7 @@ def restore_random_state(state: Mapping, device: torch.device) -> None:
     """
     random.setstate(state["python"])
     numpy_name, numpy_keys, *numpy_rest = state["numpy"]
-    np.random.set_state((numpy_name, np.array(numpy_keys, dtype=np.uint32), *numpy_rest))  # noqa: NPY002
+    np.random.set_state((numpy_name, np.array(numpy_keys, dtype=np.uint32), *numpy_rest))  # noqa: NPY002  (seeded above)
     torch.set_rng_state(state["torch"])
     if device.type != "cpu" and "device" in state:
         torch.get_device_module(device).set_rng_state(state["device"])

@@ -77,12 +77,7 @@ def hits(network: torch.nn.Module, images: np.ndarray, labels: np.ndarray, setti
     return int((predictions == torch.from_numpy(labels).long()).sum())
 
 
-@pytest.mark.parametrize(
-    "folder",
-    # A megabyte counts in a repository: of model 1, only the best run's weights are kept.
-    [folder for folder in RUNS if folder.name != "model_1_20_epochs"],
-    ids=lambda folder: folder.name,
-)
+@every
 def test_weights_recognise_the_sample(folder, sample):
     """200 test images, of which the network is right on as many as its accuracy says, +-4 sigma."""
     settings = read(folder, "settings.json")

@@ -32,7 +32,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _quick_runs(monkeypatch) -> None:
+def _no_pictures(monkeypatch) -> None:
     no_pictures(monkeypatch)
 
 

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 import cifar10
+import model_2
 import train
 from model_2 import CNN_Model_2
 from tests.conftest import call_main
@@ -123,7 +124,10 @@ WHOLE = f"import torch\n{BLOCK}{NET}\nRECIPE = {RECIPE}"
         (WHOLE + NET.replace("class Net", "class Net2"), "must define one .* found: Net, Net2"),
         (WHOLE.split("RECIPE")[0], "has no RECIPE"),
         (WHOLE.replace('"lr"', '"learning_rate"'), "RECIPE: unknown: learning_rate"),
-        (WHOLE.replace('"lr": ', '"lr": -'), "RECIPE: lr is -0.0"),
+        (
+            WHOLE.replace('"lr": ', '"lr": -'),
+            f"RECIPE: lr is -{model_2.RECIPE['lr']}; it must be a number above 0",
+        ),
         (WHOLE + "PUBLISHED = 3\n", "PUBLISHED: it is no dictionary"),
         (WHOLE + "PUBLISHED = {}\n", "PUBLISHED: missing "),
         (WHOLE.replace("(width, 10)", "(width, 7)"), r"turns 2 images into \(2, 7\)"),
