@@ -128,6 +128,20 @@ def test_the_torture_finds_nothing(tmp_path):
     assert "bit for bit" in result.stdout
 
 
+def test_a_kill_strikes_before_the_process_has_run(tmp_path):
+    code = (
+        "import pathlib, sys; from tools import torture\n"
+        "for _ in range(20):\n"
+        "    child = torture.spawn(['--help'], pathlib.Path(sys.argv[1]))\n"
+        "    assert torture.wait(child, seconds=0) is None\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "screen"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+
+
 def test_sigterm_keeps_the_epochs_and_exits_143(network, tmp_path):
     process = subprocess.Popen(
         [

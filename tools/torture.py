@@ -65,10 +65,13 @@ def spawn(arguments: Sequence[str], screen: Path) -> int:
     A fork, because importing PyTorch anew would take longer than the whole run.
     """
     if number := os.fork():
+        # A group of its own, so that its workers can be killed with it. Both make it, whoever comes
+        # first: a kill may strike before the new process has run at all.
+        os.setpgid(number, number)
         return number
     status = 99
     try:
-        os.setsid()  # so that its workers can be killed with it
+        os.setpgid(0, 0)
         with open(screen, "wb") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
