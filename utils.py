@@ -575,33 +575,54 @@ class CpuStridedDepthwise(nn.Conv2d):
         everywhere = F.conv2d(
             x, self.weight, self.bias, 1, self.padding, self.dilation, self.groups
         )
-        return everywhere[:, :, :: self.stride[0], :: self.stride[1]]
+        thinned = everywhere[:, :, :: self.stride[0], :: self.stride[1]]
+        # BatchNorm is several times slower on a view with gaps.
+        return thinned.contiguous(memory_format=torch.channels_last)
 
 
 class CpuDilatedDepthwise(nn.Conv2d):
     """A dilated depthwise convolution, computed as an ordinary one on every d-th row and column.
 
     With dilation d a filter sees only pixels whose rows and columns differ by multiples of d: the
-    image falls into d x d smaller ones that know nothing of each other. They lie side by side in
-    the batch here, since oneDNN's backward pass is many times slower with dilation (bf16, PyTorch
-    2.14). Only for large maps: on those of model 3, 8x8, moving the pixels costs more.
+    image falls into d x d smaller ones that know nothing of each other. Here they form a mosaic
+    with a row and a column of zeros between them, since oneDNN's backward pass is many times slower
+    with dilation, and slow on many images of few pixels (bf16, PyTorch 2.14).
     """
-
-    SMALLEST = 8  # side of the smaller images
 
     def forward(self, x: Tensor) -> Tensor:
         images, channels, height, width = x.shape
         d = self.dilation[0]
         rows, columns = height // d, width // d
-        whole = height % d == 0 and width % d == 0
-        if not self.training or not whole or min(rows, columns) < self.SMALLEST:
+        if not self.training or height % d or width % d:
             return super().forward(x)
         x = x.permute(0, 2, 3, 1).reshape(images, rows, d, columns, d, channels)
-        x = x.permute(2, 4, 0, 1, 3, 5).reshape(d * d * images, rows, columns, channels)
-        x = F.conv2d(x.permute(0, 3, 1, 2), self.weight, self.bias, 1, 1, 1, self.groups)
-        x = x.permute(0, 2, 3, 1).reshape(d, d, images, rows, columns, channels)
-        x = x.permute(2, 3, 0, 4, 1, 5).reshape(images, height, width, channels)
+        x = F.pad(x.permute(0, 2, 1, 4, 3, 5), (0, 0, 0, 1, 0, 0, 0, 1))
+        x = x.reshape(images, d * (rows + 1), d * (columns + 1), channels).permute(0, 3, 1, 2)
+        x = F.conv2d(x, self.weight, self.bias, 1, 1, 1, self.groups).permute(0, 2, 3, 1)
+        x = x.reshape(images, d, rows + 1, d, columns + 1, channels)[:, :, :rows, :, :columns]
+        x = x.permute(0, 2, 1, 4, 3, 5).reshape(images, height, width, channels)
         return x.permute(0, 3, 1, 2)
+
+
+class CpuPairedConv(nn.Conv2d):
+    """A convolution with groups of two channels, computed as two depthwise ones and added up.
+
+    One takes every channel's own filter, the other that of its neighbour in the group. oneDNN has
+    no fast code for such small groups (bf16, PyTorch 2.14).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        images, channels, height, width = x.shape
+        weight = self.weight.view(self.groups, 2, 2, *self.kernel_size)  # (group, out, in, h, w)
+        own = torch.stack((weight[:, 0, 0], weight[:, 1, 1]), dim=1)
+        other = torch.stack((weight[:, 0, 1], weight[:, 1, 0]), dim=1)
+        swapped = x.permute(0, 2, 3, 1).reshape(images, height, width, self.groups, 2).flip(-1)
+        swapped = swapped.reshape(images, height, width, channels).permute(0, 3, 1, 2)
+        settings = (self.stride, self.padding, self.dilation, channels)
+        own, other = (w.reshape(channels, 1, *self.kernel_size) for w in (own, other))
+        return F.conv2d(x, own, self.bias, *settings) + F.conv2d(swapped, other, None, *settings)
 
 
 def speed_up_on_cpu(model: nn.Module) -> nn.Module:
@@ -612,11 +633,11 @@ def speed_up_on_cpu(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = CpuDropout
-        elif (
-            type(module) is nn.Conv2d
-            and module.groups == module.in_channels == module.out_channels > 1
-            and module.padding_mode == "zeros"
-        ):
+        if type(module) is not nn.Conv2d or module.padding_mode != "zeros":
+            continue
+        if 2 * module.groups == module.in_channels == module.out_channels > 2:
+            module.__class__ = CpuPairedConv
+        elif module.groups == module.in_channels == module.out_channels > 1:
             if max(module.stride) > 1:
                 module.__class__ = CpuStridedDepthwise
             elif (

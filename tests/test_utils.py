@@ -486,7 +486,7 @@ def test_cpu_strided_depthwise_is_the_same_convolution(size, stride, dilation):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
-    ("size", "dilation", "moves"), [(32, 4, True), (16, 2, True), (8, 2, False), (33, 4, False)]
+    ("size", "dilation", "moves"), [(32, 4, True), (16, 2, True), (8, 2, True), (33, 4, False)]
 )
 def test_cpu_dilated_depthwise_is_the_same_convolution(size, dilation, moves, bias, monkeypatch):
     convolution = nn.Conv2d(8, 8, 3, 1, dilation, dilation, groups=8, bias=bias).double()
@@ -507,6 +507,23 @@ def test_cpu_dilated_depthwise_is_the_same_convolution(size, dilation, moves, bi
     monkeypatch.setattr(F, "conv2d", lambda *a: dilations.append(a[5]) or conv2d(*a))
     faster(x)
     assert dilations == ([1] if moves else [(dilation, dilation)])
+
+
+@pytest.mark.parametrize(("bias", "stride"), [(False, 1), (True, 2)])
+def test_cpu_paired_convolution_is_the_same_convolution(bias, stride):
+    convolution = nn.Conv2d(8, 8, 3, stride, 1, groups=4, bias=bias).double()
+    faster = utils.speed_up_on_cpu(nn.Sequential(copy.deepcopy(convolution)))
+    assert type(faster[0]) is utils.CpuPairedConv
+    x = torch.randn(4, 8, 10, 10, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for model in (convolution, faster):
+        model(x).square().sum().backward()
+        gradients.append(x.grad)
+        x.grad = None
+    torch.testing.assert_close(faster(x), convolution(x))
+    torch.testing.assert_close(*gradients)
+    for ours, reference in zip(faster.parameters(), convolution.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, reference.grad)
 
 
 def test_speeding_up_keeps_names_weights_and_other_layers():
