@@ -29,7 +29,8 @@ parameters, 85 %.
 import torch
 from torch import Tensor, nn
 
-# What it was published with is not known, beyond its augmentation; this is the recipe of model 2.
+# What it was published with is not known, beyond its augmentation: flip, Affine, a hole. The rest is
+# the recipe of model 2.
 RECIPE = {
     "optimizer": "muon",
     "lr": 0.06,
