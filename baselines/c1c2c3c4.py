@@ -29,8 +29,7 @@ parameters, 85 %.
 import torch
 from torch import Tensor, nn
 
-# What it was published with is not known, beyond its augmentation: flip, Affine, a hole. The rest is
-# the recipe of model 2.
+# What it was published with is not known; optimizer, rates and schedule are those of model 2.
 RECIPE = {
     "optimizer": "muon",
     "lr": 0.06,
