@@ -347,6 +347,50 @@ def comparison(rows: list, front: list) -> bytes:
     return _png(figure)
 
 
+def progress(curves: list, published: list) -> bytes:
+    """Test accuracy by epoch of every run, and the published figures at their epochs.
+
+    Args:
+        curves: each with network, label, and accuracy (percent) after every epoch.
+        published: each with network, epochs and final (percent).
+    """
+    networks = list(dict.fromkeys([row.network for row in published]))
+    networks += [name for name in dict.fromkeys(c.network for c in curves) if name not in networks]
+    colors = {name: f"C{number % 10}" for number, name in enumerate(networks)}
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    axes = figure.subplots()
+    for curve in sorted(curves, key=lambda curve: -curve.accuracies[-1]):
+        axes.plot(
+            range(1, len(curve.accuracies) + 1),
+            curve.accuracies,
+            color=colors[curve.network],
+            marker="o",
+            markersize=2.5,
+            label=f"{curve.label}: {curve.accuracies[-1]:.2f}",
+        )
+    for row in sorted(published, key=lambda row: -row.final):
+        axes.plot(
+            row.epochs,
+            row.final,
+            color=colors[row.network],
+            marker="D",
+            markeredgecolor="black",
+            linestyle="none",
+            label=f"{row.network}, published: {row.final:.2f} at {row.epochs}",
+        )
+    axes.set_xscale("log")
+    axes.set_xticks(ticks := [1, 2, 5, 10, 20, 50, 100, 200], list(map(str, ticks)))
+    axes.minorticks_off()
+    axes.set(
+        title="Test accuracy by epoch: runs as lines, published figures as diamonds",
+        xlabel="epoch (logarithmic)",
+        ylabel="accuracy (%)",
+    )
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    return _png(figure)
+
+
 def range_test(points: list, suggested: float, recipe: float, title: str) -> bytes:
     """Smoothed loss and accuracy against the learning rate, with two rates marked.
 

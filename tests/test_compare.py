@@ -40,6 +40,7 @@ def make_run(root, name: str, network: str, seed: int, final: float, **settings:
             }
         )
     )
+    (folder / "log.csv").write_text(f"epoch,test_acc\n1,{final - 5}\n2,{final}\n")
     return folder
 
 
@@ -71,6 +72,15 @@ def test_seeds_are_one_row_and_what_is_no_training_on_the_test_set_is_left_out(c
         rows = list(csv.DictReader(file))
     assert len(rows) == 7 + 2
     assert Image.open(folder / "compare.png").size[0] > 600
+    assert Image.open(folder / "progress.png").size[0] > 600
+
+
+def test_a_curve_is_the_test_accuracy_of_every_epoch(tmp_path):
+    run = make_run(tmp_path, "a", "CNN_Model_2", 3, 88.0)
+    bare = make_run(tmp_path, "b", "CNN_Model_2", 4, 88.0)
+    (bare / "log.csv").unlink()
+    (curve,) = compare.curves([run, bare])
+    assert curve == ("CNN_Model_2", "CNN_Model_2, 20 epochs, seed 3", [83.0, 88.0])
 
 
 def test_multiply_adds_of_model_2_by_hand():

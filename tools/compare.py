@@ -167,6 +167,28 @@ def measured(folders: Sequence[Path]) -> list[Row]:
     return rows
 
 
+class Curve(NamedTuple):
+    """One run's test accuracy, in percent, after each epoch."""
+
+    network: str
+    label: str
+    accuracies: list[float]
+
+
+def curves(folders: Sequence[Path]) -> list[Curve]:
+    """A curve for each run, of those that have their table (log.csv)."""
+    found = []
+    for folder in folders:
+        if not (folder / "log.csv").is_file():
+            continue
+        settings = runs.read_json(folder / runs.Run.SETTINGS)
+        with open(folder / "log.csv", newline="") as file:
+            accuracies = [float(row["test_acc"]) for row in csv.DictReader(file)]
+        label = f"{settings['network']}, {settings['epochs']} epochs, seed {settings['seed']}"
+        found.append(Curve(settings["network"], label, accuracies))
+    return found
+
+
 def published() -> list[Row]:
     """A row for each network that has a published figure."""
     rows = []
@@ -236,7 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     def work() -> None:
-        rows = [*published(), *measured(find_runs(args.runs or [REFERENCE]))]
+        folders = find_runs(args.runs or [REFERENCE])
+        rows = [*published(), *measured(folders)]
         rows.sort(
             key=lambda row: (-row.parameters, row.network, row.source != "published", row.epochs)
         )
@@ -244,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run.write("compare.md", markdown(rows))
             run.write("compare.csv", comma_separated(rows))
             run.write("compare.png", plots.comparison(rows, pareto(rows)))
+            run.write("progress.png", plots.progress(curves(folders), published()))
             run.log(markdown(rows))
             run.log(f"Results: {run.folder}")
 
