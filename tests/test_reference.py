@@ -11,10 +11,16 @@ import torch
 import recipes
 import train
 import utils
+from tools import compare
 
 ROOT = Path(__file__).parents[1]
-RUNS = sorted((ROOT / "output" / "reference").glob("model_*"))
+RUNS = compare.find_runs([compare.REFERENCE])
 every = pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
+
+
+def network_of(settings: dict) -> train.Network:
+    choice = compare.NETWORKS[settings["network"]]
+    return train.load_network(str(ROOT / choice) if choice.endswith(".py") else choice)
 
 
 def read(folder: Path, name: str) -> dict:
@@ -30,6 +36,12 @@ def test_every_network_has_its_run_and_its_20_epoch_default():
         }
 
 
+def test_weights_lie_beside_every_run_but_the_large_network_s():
+    for folder in RUNS:
+        small = read(folder, "settings.json")["parameters"] < 3_000_000
+        assert (folder / "weights.pt").is_file() == small
+
+
 @every
 def test_log_results_and_readme_tell_the_same(folder):
     results, settings = read(folder, "results.json"), read(folder, "settings.json")
@@ -39,13 +51,13 @@ def test_log_results_and_readme_tell_the_same(folder):
     assert len(rows) == results["epochs_done"] == results["epochs_asked"] == settings["epochs"]
     assert float(rows[-1]["test_acc"]) == results["final_accuracy"]
     readme = (ROOT / "README.md").read_text()
-    number = settings["network"][-1]
-    line = next(
-        line
-        for line in readme.splitlines()
-        if f"train.py --model {number} --epochs {settings['epochs']} --seed 0" in line
-        and line.startswith("|")
+    choice, epochs, seed = (
+        compare.NETWORKS[settings["network"]],
+        settings["epochs"],
+        settings["seed"],
     )
+    command = f"`python train.py --model {choice} --epochs {epochs} --seed {seed}`"
+    line = next(line for line in readme.splitlines() if command in line and line.startswith("|"))
     assert f"{results['final_accuracy']:.2f} %" in line
     for name in ("curves", "confusion_matrix", "class_accuracy", "misclassified", "augmentations"):
         assert (folder / f"{name}.png").is_file()
@@ -54,7 +66,7 @@ def test_log_results_and_readme_tell_the_same(folder):
 @every
 def test_the_recipe_is_the_committed_one(folder):
     settings = read(folder, "settings.json")
-    network = train.load_network(settings["network"][-1])
+    network = network_of(settings)
     recipe = recipes.Recipe.from_dict(settings["recipe"])
     assert recipe == network.recipe
     assert settings["parameters"] == network.parameters
@@ -77,12 +89,14 @@ def hits(network: torch.nn.Module, images: np.ndarray, labels: np.ndarray, setti
     return int((predictions == torch.from_numpy(labels).long()).sum())
 
 
-@every
+@pytest.mark.parametrize(
+    "folder", [run for run in RUNS if (run / "weights.pt").is_file()], ids=lambda run: run.name
+)
 def test_weights_recognise_the_sample(folder, sample):
     """200 test images, of which the network is right on as many as its accuracy says, +-4 sigma."""
     settings = read(folder, "settings.json")
     share = read(folder, "results.json")["final_accuracy"] / 100
-    network = train.load_network(settings["network"][-1]).build().eval()
+    network = network_of(settings).build().eval()
     network.load_state_dict(torch.load(folder / "weights.pt", weights_only=True))
     found = hits(network, sample.test_images, sample.test_labels, settings)
     assert abs(found - 200 * share) <= 4 * (200 * share * (1 - share)) ** 0.5
