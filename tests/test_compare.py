@@ -60,9 +60,10 @@ def test_seeds_are_one_row_and_what_is_no_training_on_the_test_set_is_left_out(c
     (root / "bench").mkdir()
     status, out, error = call(capsys, root, "--output-dir", tmp_path / "out")
     assert status == 0, error
-    assert "| CNN_Model_2 | tuned, seed 0, 1, 2 | 20 | 222,058 | 0.89 | 16.8 | 89.00 ± 1.00" in out
+    assert "| CNN_Model_2 | the file's RECIPE, seed 0, 1, 2 | 20 | 222,058 | 0.89 |" in out
+    assert "| 16.8 | 89.00 ± 1.00 | 89.10 |" in out
     assert "| 89.10 | 16 | +1.00 | 20.0 | cpu |" in out
-    assert "| MyNet | tuned, seed 0 | 20 | 1,000 | 0.00 |  | 70.00 |" in out
+    assert "| MyNet | the file's RECIPE, seed 0 | 20 | 1,000 | 0.00 |  | 70.00 |" in out
     for name, final in (("ResNet", "92.22"), ("CifarNet", "87.88"), ("CNN_Model_3", "86.40")):
         assert any(
             line.startswith(f"| {name} | published") and final in line for line in out.split("\n")

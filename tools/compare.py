@@ -42,7 +42,7 @@ class Row(NamedTuple):
     """A line of the table; percentages, seconds; None where nothing is known."""
 
     network: str
-    source: str  # "published", or the recipe's name and the seeds
+    source: str  # "published", or the recipe and the seeds
     epochs: int
     parameters: int
     megabytes: float  # of float32 weights
@@ -74,6 +74,8 @@ PUBLISHED = {
     "DilatedCNN": Published(80.3, 11, None),
     "ResNet": Published(92.22, 24, None),
 }
+# What --recipe was, in other words: a baseline's own RECIPE is mostly its published one.
+SOURCES = {"tuned": "the file's RECIPE", "ours": "model 2's RECIPE", "published": "PUBLISHED"}
 COLUMNS = {
     "network": "network",
     "source": "recipe",
@@ -148,7 +150,7 @@ def measured(folders: Sequence[Path]) -> list[Row]:
         rows.append(
             Row(
                 network=network,
-                source=f"{recipe}, seed {', '.join(map(str, seeds))}",
+                source=f"{SOURCES.get(recipe, recipe)}, seed {', '.join(map(str, seeds))}",
                 epochs=epochs,
                 parameters=settings["parameters"],
                 megabytes=settings["parameters"] * 4 / 1e6,
