@@ -3,6 +3,9 @@
     python baselines/c1c2c3c4.py                            # print the summary table
     python train.py --model baselines/c1c2c3c4.py
 
+Measured, test set, seed 0, one core of an AMD EPYC beside another training:
+81.96 % after 10 epochs (9 min).
+
 Published: 85.13 % at epoch 69. Its authors' constraints: no max pooling, a receptive field above
 44, one depthwise separable and one dilated convolution, global average pooling, under 200,000
 parameters, 85 %.

@@ -3,6 +3,9 @@
     python baselines/cifarnet.py                            # print the summary table
     python train.py --model baselines/cifarnet.py --epochs 250
 
+Measured, test set, seed 0, one core of an AMD EPYC beside another training:
+61.06 % after 10 epochs (73 min).
+
 Published: 87.88 % final, 87.94 % best, top-3 97.74 %, top-5 99.31 %, after 250 epochs.
 
     layer    kind                                          output      parameters

@@ -3,6 +3,9 @@
     python baselines/dilated_cnn.py                         # print the summary table
     python train.py --model baselines/dilated_cnn.py
 
+Measured, test set, seed 0, one core of an AMD EPYC beside another training:
+85.36 % after 10 epochs (10 min).
+
 Published: 80.3 % at epoch 11 of 20. Its document claims 201,802 parameters and its log prints
 146,570; the layers that it describes, which are these, have 86,954.
 

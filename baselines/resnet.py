@@ -3,6 +3,9 @@
     python baselines/resnet.py                              # print the summary table
     python train.py --model baselines/resnet.py --epochs 24
 
+Measured, test set, seed 0, one core of an AMD EPYC beside another training:
+41.56 % after 2 epochs (21 min).
+
 Published: 92.22 % at epoch 24.
 
     layer     kind                                   output      parameters

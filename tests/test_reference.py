@@ -59,6 +59,9 @@ def test_log_results_and_readme_tell_the_same(folder):
     command = f"`python train.py --model {choice} --epochs {epochs} --seed {seed}`"
     line = next(line for line in readme.splitlines() if command in line and line.startswith("|"))
     assert f"{results['final_accuracy']:.2f} %" in line
+    file = choice if choice.endswith(".py") else f"model_{choice}.py"
+    code = (ROOT / file).read_text()
+    assert f"{results['final_accuracy']:.2f} % after {epochs} epochs" in code
     for name in ("curves", "confusion_matrix", "class_accuracy", "misclassified", "augmentations"):
         assert (folder / f"{name}.png").is_file()
 
