@@ -37,8 +37,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Muon makes the most of few epochs, and a high rate for BatchNorm and the linear layer makes the
-# most of Muon. A random crop of every image keeps the network from learning images by heart and
-# costs it less than rotating and scaling some; holes are for the longer runs, so their share grows
+# most of Muon. With a random crop of every image, training and held-out accuracy stay together
+# over 20 epochs, where rotating and scaling a few let them drift apart; the share of holes grows
 # with the epochs. The trials, on 5,000 held-out training images: docs/recipes.md.
 RECIPE = {
     "optimizer": "muon",  # orthogonalised steps on the convolutions, SGD on the rest
