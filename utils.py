@@ -62,9 +62,10 @@ def channel_stats(images: np.ndarray) -> tuple[RGB, RGB]:
 def train_transform(mean: RGB, std: RGB, probability: float = 0.5) -> A.Compose:
     """The augmentation: a uint8 image (32, 32, 3) to a normalised float32 tensor (3, 32, 32).
 
-    This is the one place that defines it, with the steps below; edit it here. Pixels that Affine
-    uncovers and the hole that CoarseDropout cuts take the mean colour, which Normalize turns into
-    (almost) zero: they carry no signal.
+    This is the one place that defines it, with the steps below; edit it here. A recipe may name
+    another (model 2's: crop_cutout_transform). Pixels that Affine uncovers and the hole that
+    CoarseDropout cuts take the mean colour, which Normalize turns into (almost) zero: they carry no
+    signal.
 
     Args:
         mean, std: from `channel_stats`, in units of the full range 255.
@@ -77,7 +78,9 @@ def train_transform(mean: RGB, std: RGB, probability: float = 0.5) -> A.Compose:
 
 
 def crop_cutout_transform(mean: RGB, std: RGB, probability: float = 0.5) -> A.Compose:
-    """The augmentation of the ResNet baseline: crop out of 40x40 (mirrored border), flip, hole.
+    """The augmentation of model 2 and of the ResNet baseline: crop, flip, hole.
+
+    The crop is out of 40x40 pixels, 4 of them mirrored at each border.
 
     Args:
         mean, std: from `channel_stats`, in units of the full range 255.

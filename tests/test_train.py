@@ -372,7 +372,7 @@ def test_dry_run_from_the_shell_writes_every_file(tmp_path):
         step["__class_fullname__"]
         for step in settings["train_transform"]["transform"]["transforms"]
     ]
-    assert names[:3] == ["HorizontalFlip", "Affine", "CoarseDropout"]
+    assert names[:4] == ["PadIfNeeded", "RandomCrop", "HorizontalFlip", "CoarseDropout"]
     wanted = (ROOT / "tests/spec/model_2_summary.txt").read_text().splitlines()
     assert (folder / "summary.txt").read_text().splitlines()[: len(wanted)] == wanted
 
@@ -437,7 +437,7 @@ def test_a_transform_without_a_batched_form_falls_back_and_says_so(capsys, tmp_p
         return A.Compose([A.GaussianBlur(p=0.2), *original(*settings).transforms], strict=True)
 
     monkeypatch.setattr(train.utils, "train_transform", edited)
-    folder = dry_run(capsys, tmp_path, "--workers", "0")
+    folder = dry_run(capsys, tmp_path, "--workers", "0", "--set", "transform=standard")
     assert "no batched form of GaussianBlur" in (folder / "train.log").read_text()
     assert json.loads((folder / "settings.json").read_text())["loader"] == "albumentations"
 
