@@ -359,7 +359,7 @@ def progress(curves: list, published: list) -> bytes:
     """Test accuracy by epoch of every run, and the published figures at their epochs.
 
     Args:
-        curves: each with network, label, and accuracy (percent) after every epoch.
+        curves: each with network, label and accuracies (percent, after every epoch).
         published: each with network, epochs and final (percent).
     """
     networks = list(dict.fromkeys([row.network for row in published]))

@@ -472,26 +472,8 @@ def test_cpu_dropout_is_dropout(p, layout):
     assert torch.equal(dropout.eval()(x), x)
 
 
-@pytest.mark.parametrize(("size", "stride", "dilation"), [(32, 2, 1), (17, 2, 1), (16, (1, 2), 2)])
-def test_cpu_strided_depthwise_is_the_same_convolution(size, stride, dilation):
-    convolution = nn.Conv2d(8, 8, 3, stride, dilation, dilation, groups=8, bias=False).double()
-    faster = utils.speed_up_on_cpu(nn.Sequential(copy.deepcopy(convolution)))
-    assert type(faster[0]) is utils.CpuStridedDepthwise
-    x = torch.randn(4, 8, size, size, dtype=torch.float64)
-    for model in (convolution, faster):
-        model(x).square().sum().backward()
-    torch.testing.assert_close(faster(x), convolution(x))
-    torch.testing.assert_close(faster[0].weight.grad, convolution.weight.grad)
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(
-    ("size", "dilation", "moves"), [(32, 4, True), (16, 2, True), (8, 2, True), (33, 4, False)]
-)
-def test_cpu_dilated_depthwise_is_the_same_convolution(size, dilation, moves, bias, monkeypatch):
-    convolution = nn.Conv2d(8, 8, 3, 1, dilation, dilation, groups=8, bias=bias).double()
-    faster = utils.speed_up_on_cpu(nn.Sequential(copy.deepcopy(convolution)))
-    assert type(faster[0]) is utils.CpuDilatedDepthwise
+def check_same_convolution(convolution: nn.Conv2d, faster: nn.Module, size: int) -> None:
+    """Outputs, and gradients of the input and of all parameters, in training."""
     x = torch.randn(4, 8, size, size, dtype=torch.float64, requires_grad=True)
     gradients = []
     for model in (convolution, faster):
@@ -502,10 +484,29 @@ def test_cpu_dilated_depthwise_is_the_same_convolution(size, dilation, moves, bi
     torch.testing.assert_close(*gradients)
     for ours, reference in zip(faster.parameters(), convolution.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, reference.grad)
+
+
+@pytest.mark.parametrize(("size", "stride", "dilation"), [(32, 2, 1), (17, 2, 1), (16, (1, 2), 2)])
+def test_cpu_strided_depthwise_is_the_same_convolution(size, stride, dilation):
+    convolution = nn.Conv2d(8, 8, 3, stride, dilation, dilation, groups=8, bias=False).double()
+    faster = utils.speed_up_on_cpu(nn.Sequential(copy.deepcopy(convolution)))
+    assert type(faster[0]) is utils.CpuStridedDepthwise
+    check_same_convolution(convolution, faster, size)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("size", "dilation", "moves"), [(32, 4, True), (16, 2, True), (8, 2, True), (33, 4, False)]
+)
+def test_cpu_dilated_depthwise_is_the_same_convolution(size, dilation, moves, bias, monkeypatch):
+    convolution = nn.Conv2d(8, 8, 3, 1, dilation, dilation, groups=8, bias=bias).double()
+    faster = utils.speed_up_on_cpu(nn.Sequential(copy.deepcopy(convolution)))
+    assert type(faster[0]) is utils.CpuDilatedDepthwise
+    check_same_convolution(convolution, faster, size)
     dilations = []
     conv2d = F.conv2d
     monkeypatch.setattr(F, "conv2d", lambda *a: dilations.append(a[5]) or conv2d(*a))
-    faster(x)
+    faster(torch.randn(4, 8, size, size, dtype=torch.float64))
     assert dilations == ([1] if moves else [(dilation, dilation)])
 
 
@@ -514,16 +515,7 @@ def test_cpu_paired_convolution_is_the_same_convolution(bias, stride):
     convolution = nn.Conv2d(8, 8, 3, stride, 1, groups=4, bias=bias).double()
     faster = utils.speed_up_on_cpu(nn.Sequential(copy.deepcopy(convolution)))
     assert type(faster[0]) is utils.CpuPairedConv
-    x = torch.randn(4, 8, 10, 10, dtype=torch.float64, requires_grad=True)
-    gradients = []
-    for model in (convolution, faster):
-        model(x).square().sum().backward()
-        gradients.append(x.grad)
-        x.grad = None
-    torch.testing.assert_close(faster(x), convolution(x))
-    torch.testing.assert_close(*gradients)
-    for ours, reference in zip(faster.parameters(), convolution.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, reference.grad)
+    check_same_convolution(convolution, faster, size=10)
 
 
 def test_speeding_up_keeps_names_weights_and_other_layers():

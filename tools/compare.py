@@ -150,7 +150,7 @@ def measured(folders: Sequence[Path]) -> list[Row]:
         rows.append(
             Row(
                 network=network,
-                source=f"{SOURCES.get(recipe, recipe)}, seed {', '.join(map(str, seeds))}",
+                source=f"{SOURCES[recipe]}, seed {', '.join(map(str, seeds))}",
                 epochs=epochs,
                 parameters=settings["parameters"],
                 megabytes=settings["parameters"] * 4 / 1e6,
@@ -261,7 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         folders = find_runs(args.runs or [REFERENCE])
-        rows = [*published(), *measured(folders)]
+        reports = published()
+        rows = [*reports, *measured(folders)]
         rows.sort(
             key=lambda row: (-row.parameters, row.network, row.source != "published", row.epochs)
         )
@@ -269,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run.write("compare.md", markdown(rows))
             run.write("compare.csv", comma_separated(rows))
             run.write("compare.png", plots.comparison(rows, pareto(rows)))
-            run.write("progress.png", plots.progress(curves(folders), published()))
+            run.write("progress.png", plots.progress(curves(folders), reports))
             run.log(markdown(rows))
             run.log(f"Results: {run.folder}")
 
