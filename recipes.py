@@ -40,7 +40,7 @@ class Recipe:
     clip_norm: float = 0.0  # longest gradient, all parameters as one vector; 0: any
     label_smoothing: float = 0.0
     dropout: float = 1.0  # factor on the probabilities of the network's dropout layers
-    transform: str = "standard"  # or crop_cutout, crop_affine_jitter; see utils.train_transform
+    transform: str = "standard"  # or crop_cutout, crop_affine_jitter; see utils.TRANSFORMS
     augment: float = 0.5  # probability of Affine, and of CoarseDropout ...
     augment_epochs: int = 1  # ... in runs of so many epochs or more; see `augmentation`
 
@@ -94,8 +94,8 @@ class Recipe:
             ),
             (
                 "transform",
-                self.transform in ("standard", "crop_cutout", "crop_affine_jitter"),
-                "standard, crop_cutout or crop_affine_jitter",
+                self.transform in utils.TRANSFORMS,
+                f"one of {', '.join(utils.TRANSFORMS)}",
             ),
             ("warmup", _number(self.warmup) and 0 < self.warmup < 1, "between 0 and 1"),
             (
@@ -137,12 +137,7 @@ class Recipe:
 
     def train_transform(self, mean: utils.RGB, std: utils.RGB, epochs: int) -> A.Compose:
         """The pipeline that `transform` names, as strong as a run of so many epochs takes it."""
-        named = {
-            "standard": utils.train_transform,
-            "crop_cutout": utils.crop_cutout_transform,
-            "crop_affine_jitter": utils.crop_affine_jitter_transform,
-        }
-        return named[self.transform](mean, std, self.augmentation(epochs))
+        return utils.TRANSFORMS[self.transform](mean, std, self.augmentation(epochs))
 
 
 def _number(value: object) -> bool:

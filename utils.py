@@ -62,10 +62,9 @@ def channel_stats(images: np.ndarray) -> tuple[RGB, RGB]:
 def train_transform(mean: RGB, std: RGB, probability: float = 0.5) -> A.Compose:
     """The augmentation: a uint8 image (32, 32, 3) to a normalised float32 tensor (3, 32, 32).
 
-    This is the one place that defines it, with the steps below; edit it here. A recipe may name
-    another (model 2's: crop_cutout_transform). Pixels that Affine uncovers and the hole that
-    CoarseDropout cuts take the mean colour, which Normalize turns into (almost) zero: they carry no
-    signal.
+    A recipe's "standard", as model 3 takes it; models 1 and 2 name `crop_cutout_transform`. Edit
+    it here, with the steps below. Pixels that Affine uncovers and the hole that CoarseDropout cuts
+    take the mean colour, which Normalize turns into (almost) zero: they carry no signal.
 
     Args:
         mean, std: from `channel_stats`, in units of the full range 255.
@@ -78,7 +77,7 @@ def train_transform(mean: RGB, std: RGB, probability: float = 0.5) -> A.Compose:
 
 
 def crop_cutout_transform(mean: RGB, std: RGB, probability: float = 0.5) -> A.Compose:
-    """The augmentation of model 2 and of the ResNet baseline: crop, flip, hole.
+    """The augmentation of models 1 and 2 and of the ResNet baseline: crop, flip, hole.
 
     The crop is out of 40x40 pixels, 4 of them mirrored at each border.
 
@@ -112,6 +111,14 @@ def crop_affine_jitter_transform(mean: RGB, std: RGB, probability: float = 0.5) 
         A.RandomCrop(32, 32),
     ]
     return _pipeline(steps, mean, std)
+
+
+# By the name that a recipe's `transform` gives.
+TRANSFORMS: dict[str, Callable[..., A.Compose]] = {
+    "standard": train_transform,
+    "crop_cutout": crop_cutout_transform,
+    "crop_affine_jitter": crop_affine_jitter_transform,
+}
 
 
 def _affine(mean: RGB, probability: float) -> A.Affine:

@@ -40,7 +40,7 @@ GOOD = {
         ({"div_factor": 0.5}, "div_factor is 0.5; it must be a number from 1 up"),
         ({"final_lr": -1}, "final_lr is -1"),
         ({"nesterov": 1}, "nesterov is 1; it must be True or False"),
-        ({"transform": "blur"}, "transform is 'blur'; it must be standard, crop_cutout or crop_a"),
+        ({"transform": "blur"}, "transform is 'blur'; it must be one of standard, crop"),
         ({"dropout": -1}, "dropout is -1"),
         ({"augment_epochs": 0}, "augment_epochs is 0"),
         ({"batch_size": 2.5}, "batch_size is 2.5"),

@@ -243,8 +243,8 @@ def test_a_recipe_or_augmentation_that_was_edited_meanwhile_is_refused(
         Path(network).write_text(text)
     assert status == 2
     assert "its recipe is not what it began with (lr: 0.05 then, 0.06 now)" in error
-    original = utils.train_transform
-    monkeypatch.setattr(utils, "train_transform", lambda *_: original((0, 0, 0), (1, 1, 1)))
+    edited = utils.train_transform((0, 0, 0), (1, 1, 1))
+    monkeypatch.setitem(utils.TRANSFORMS, "standard", lambda *_: edited)
     status, _, error = call(capsys, "--resume", cut)
     assert status == 2
     assert "its train_transform is not what it began with; put that back" in error

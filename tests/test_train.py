@@ -436,7 +436,7 @@ def test_a_transform_without_a_batched_form_falls_back_and_says_so(capsys, tmp_p
     def edited(*settings):
         return A.Compose([A.GaussianBlur(p=0.2), *original(*settings).transforms], strict=True)
 
-    monkeypatch.setattr(train.utils, "train_transform", edited)
+    monkeypatch.setitem(train.utils.TRANSFORMS, "standard", edited)
     folder = dry_run(capsys, tmp_path, "--workers", "0", "--set", "transform=standard")
     assert "no batched form of GaussianBlur" in (folder / "train.log").read_text()
     assert json.loads((folder / "settings.json").read_text())["loader"] == "albumentations"

@@ -24,8 +24,18 @@ def call(tool, capsys, *arguments: object) -> tuple[int, str, str]:
 def test_what_the_repository_ships_passes(capsys):
     status, out, error = call(validate_transforms, capsys, "--dry-run")
     assert status == 0, out + error
-    assert "30 of 30 checks passed" in out
+    assert "54 of 54 checks passed" in out
     assert "FAIL" not in out
+
+
+def failures(data, transforms: list[str]) -> dict[str, set[str]]:
+    """The names of the failing checks, by transform."""
+    checks = validate_transforms.validate(data, transforms)
+    return {name: {check.name for check in each if not check.good} for name, each in checks.items()}
+
+
+def edit(monkeypatch, build, transform: str = "standard") -> None:
+    monkeypatch.setitem(utils.TRANSFORMS, transform, build)
 
 
 def pipeline(mean, std, **changes: object) -> A.Compose:
@@ -61,33 +71,61 @@ def pipeline(mean, std, **changes: object) -> A.Compose:
     ("changes", "failing"),
     [
         ({}, set()),
-        ({"flip": 0.0}, {"flip rate", "batched HorizontalFlip"}),
-        ({"affine_p": 0.9}, {"affine rate"}),
-        ({"affine": {"rotate": (-30, 30)}}, {"affine: angle"}),
-        ({"affine": {"rotate": (0, 15)}}, {"affine: angle"}),
-        ({"affine": {"scale": (0.5, 1.1)}}, {"affine: scale"}),
-        ({"affine": {"translate_percent": (-0.3, 0.3)}}, {"affine: shift"}),
-        ({"hole_p": 1.0}, {"hole rate"}),
-        ({"side": 8}, {"hole area", "pixels neither image nor fill"}),
-        ({"holes": 2}, {"holes", "pixels neither image nor fill"}),
+        ({"flip": 0.0}, {"HorizontalFlip: rate", "batched HorizontalFlip"}),
+        ({"affine_p": 0.9}, {"Affine: rate"}),
+        ({"affine": {"rotate": (-30, 30)}}, {"Affine: angle"}),
+        ({"affine": {"rotate": (0, 15)}}, {"Affine: angle"}),
+        ({"affine": {"scale": (0.5, 1.1)}}, {"Affine: scale"}),
+        ({"affine": {"translate_percent": (-0.3, 0.3)}}, {"Affine: shift"}),
+        ({"hole_p": 1.0}, {"CoarseDropout: rate"}),
+        ({"side": 8}, {"CoarseDropout: hole area", "pixels neither image nor fill"}),
+        ({"holes": 2}, {"CoarseDropout: holes", "pixels neither image nor fill"}),
         ({"fill": (0, 0, 0)}, {"fill", "pixels neither image nor fill"}),
-        ({"end": 4}, {"train: shape", "train: type"}),
+        ({"end": 4}, {"shape", "type"}),
         ({"more": [A.GaussianBlur(blur_limit=(3, 3), p=0.5)]}, set()),
     ],
 )
 def test_an_edit_fails_the_checks_that_it_breaks_and_no_other(
     changes, failing, sample, monkeypatch
 ):
-    monkeypatch.setattr(utils, "train_transform", lambda mean, std: pipeline(mean, std, **changes))
+    edit(monkeypatch, lambda mean, std: pipeline(mean, std, **changes))
     # Its batches and workers take longest, and none of these edits touches what it checks.
     monkeypatch.setattr(validate_transforms, "check_draws", lambda *_: [])
-    checks = list(validate_transforms.validate(sample))
-    assert {check.name for check in checks if not check.good} == failing
+    assert failures(sample, ["standard"])["standard"] == failing
+
+
+@pytest.mark.parametrize(
+    ("crop", "failing"),
+    [
+        ([], {"RandomCrop: rate", "RandomCrop: shift"}),
+        (
+            [A.PadIfNeeded(36, 36, border_mode=cv2.BORDER_REFLECT_101), A.RandomCrop(32, 32)],
+            {"RandomCrop: sideways", "RandomCrop: up and down"},
+        ),
+        (
+            [A.PadIfNeeded(40, 32, border_mode=cv2.BORDER_REFLECT_101), A.RandomCrop(32, 32)],
+            {"RandomCrop: sideways"},
+        ),
+        (
+            [A.PadIfNeeded(40, 40, border_mode=cv2.BORDER_CONSTANT), A.RandomCrop(32, 32)],
+            {"pixels neither image nor fill"},
+        ),
+    ],
+)
+def test_an_edited_crop_is_noticed(crop, failing, sample, monkeypatch):
+    def edited(mean, std):
+        _, _, *others = utils.crop_cutout_transform(mean, std).transforms
+        return A.Compose([*crop, *others], strict=True)
+
+    edit(monkeypatch, edited, "crop_cutout")
+    monkeypatch.setattr(validate_transforms, "check_draws", lambda *_: [])
+    assert failures(sample, ["crop_cutout"])["crop_cutout"] == failing
 
 
 def test_a_failing_check_fails_the_command(sample, monkeypatch, capsys):
-    monkeypatch.setattr(utils, "train_transform", lambda mean, std: pipeline(mean, std, flip=0.1))
-    status, out, error = call(validate_transforms, capsys, "--dry-run")
+    edit(monkeypatch, lambda mean, std: pipeline(mean, std, flip=0.1))
+    flags = ("--dry-run", "--transform", "standard")
+    status, out, error = call(validate_transforms, capsys, *flags)
     assert status == 1
     assert out.count("FAIL") == 1
     assert "29 of 30 checks passed" in out
@@ -119,18 +157,17 @@ def test_a_transform_that_cannot_be_built_fails_in_one_line(sample, monkeypatch)
     def misspelt(mean, std):
         return A.Compose([A.HorizontalFlip(probability=0.5)], strict=True)
 
-    monkeypatch.setattr(utils, "train_transform", misspelt)
+    edit(monkeypatch, misspelt)
     with pytest.warns(UserWarning, match="probability"):
-        failing = [check for check in validate_transforms.validate(sample) if not check.good]
-    assert [check.name for check in failing] == ["train: runs"]
+        failing = failures(sample, ["standard"])
+    assert failing == {"standard": {"runs"}, "test": set()}
 
 
 def test_stats_that_are_not_the_images_fail(sample, monkeypatch):
     monkeypatch.setattr(
         utils, "channel_stats", lambda images: ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     )
-    failing = {check.name for check in validate_transforms.validate(sample) if not check.good}
-    assert failing == {"test: mean of each channel", "test: std of each channel"}
+    assert failures(sample, [])["test"] == {"mean of each channel", "std of each channel"}
 
 
 # ---------------------------------------------------------------- demo
@@ -139,14 +176,14 @@ def test_stats_that_are_not_the_images_fail(sample, monkeypatch):
 def test_demo_writes_a_sheet_and_a_film(capsys, tmp_path):
     status, out, error = call(demo_transforms, capsys, "--dry-run", "--output-dir", tmp_path)
     assert status == 0, error
-    sheet = Image.open(tmp_path / "transforms" / "transforms.png")
+    sheet = Image.open(tmp_path / "transforms" / "standard.png")
     assert min(sheet.size) > 600
-    film = Image.open(tmp_path / "transforms" / "transforms.gif")
+    film = Image.open(tmp_path / "transforms" / "standard.gif")
     assert film.size == (256, 256)
     # Frames in a row that are equal are stored as one, which is shown for longer.
     shown = sum(frame.info["duration"] for frame in ImageSequence.Iterator(film))
     assert shown == 30 * 200
-    assert str(tmp_path / "transforms" / "transforms.gif") in out
+    assert str(tmp_path / "transforms" / "standard.gif") in out
 
 
 def test_a_step_alone_is_always_applied_and_nothing_else_is(sample):
@@ -158,6 +195,20 @@ def test_a_step_alone_is_always_applied_and_nothing_else_is(sample):
     assert (flips == image[:, ::-1]).all()
     for dropped in demo_transforms.draws(alone["CoarseDropout"], image, 5, mean, std):
         assert 200 < (dropped != image).any(axis=2).sum() <= 256
+
+
+def test_a_pad_is_shown_with_its_crop(sample, capsys, tmp_path):
+    mean, std = utils.channel_stats(sample.train_images)
+    alone = demo_transforms.steps_alone(utils.crop_cutout_transform(mean, std))
+    assert list(alone) == ["RandomCrop", "HorizontalFlip", "CoarseDropout"]
+    image = sample.train_images[0]
+    for crop in demo_transforms.draws(alone["RandomCrop"], image, 5, mean, std):
+        offsets = range(-4, 5)  # the overlap of image and crop, somewhere among these
+        middles = [image[8 + y : 24 + y, 8 + x : 24 + x] for y in offsets for x in offsets]
+        assert any((middle == crop[8:24, 8:24]).all() for middle in middles)
+    flags = ("--dry-run", "--transform", "crop_cutout", "--output-dir", tmp_path)
+    assert call(demo_transforms, capsys, *flags)[0] == 0
+    assert Image.open(tmp_path / "transforms" / "crop_cutout.png").size[0] > 600
 
 
 def test_a_picture_of_ones_own_is_cropped_to_its_middle(tmp_path):

@@ -1,11 +1,13 @@
 """Pictures of what the training transform does: each step alone, all together, and as a film.
 
-    python -m tools.demo_transforms                       # on the first training image
-    python -m tools.demo_transforms --image cat.jpg       # a picture of your own, at 32x32
+    python -m tools.demo_transforms                           # on the first training image
+    python -m tools.demo_transforms --image cat.jpg           # a picture of your own, at 32x32
+    python -m tools.demo_transforms --transform crop_cutout   # what models 1 and 2 train with
 
-It shows the steps of whatever `utils.train_transform` returns, with the mean and std of the
-training images: the colour that fills corners and holes is their mean. Alone, each step is applied
-always; all together, as often as the pipeline says.
+It shows the steps of whatever that training transform returns (`utils.train_transform` unless
+another is named), with the mean and std of the training images: the colour that fills corners and
+holes is their mean. Alone, each step is applied always; all together, as often as the pipeline
+says.
 """
 
 import copy
@@ -31,15 +33,21 @@ FRAMES, FRAME_SECONDS, SCALE = 30, 0.2, 8
 def steps_alone(pipeline: A.Compose) -> dict[str, A.Compose]:
     """For each step that changes the picture, its name and a pipeline of it alone, always applied.
 
-    What ends the pipeline (Normalize, ToTensorV2) is in each, so that all outputs are alike.
+    What ends the pipeline (Normalize, ToTensorV2) is in each, so that all outputs are alike; for
+    the same reason a pad goes with the crop behind it.
     """
     ending = [step for step in pipeline.transforms if _ends(step)]
     alone = {}
+    steps: list[A.BasicTransform] = []
     for step in pipeline.transforms:
-        if not _ends(step):
-            always = copy.deepcopy(step)
-            always.p = 1.0
-            alone[type(step).__name__] = A.Compose([always, *ending], strict=True)
+        if _ends(step):
+            continue
+        always = copy.deepcopy(step)
+        always.p = 1.0
+        steps.append(always)
+        if not isinstance(step, A.PadIfNeeded):
+            alone[type(step).__name__] = A.Compose([*steps, *ending], strict=True)
+            steps = []
     return alone
 
 
@@ -93,6 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="tools.demo_transforms", description="Pictures of what the training transform does."
     )
     parser.add_argument("--image", type=Path, help="a picture (default: the first training image)")
+    parser.add_argument(
+        "--transform",
+        choices=list(utils.TRANSFORMS),
+        default="standard",
+        help="a training transform, by the name that recipes know it by (default: %(default)s)",
+    )
     cli.add_data_flags(parser)
     args = parser.parse_args(arguments)
 
@@ -101,11 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = cli.load_data(args)
         image = data.train_images[0] if own is None else own
         mean, std = utils.channel_stats(data.train_images)
-        pipeline = utils.train_transform(mean, std)
+        pipeline = utils.TRANSFORMS[args.transform](mean, std)
         folder = Path(args.output_dir) / "transforms"
         folder.mkdir(parents=True, exist_ok=True)
-        for name, draw in (("transforms.png", sheet), ("transforms.gif", film)):
-            print(runs.write_file(folder / name, draw(pipeline, image, mean, std)))
+        for ending, draw in (("png", sheet), ("gif", film)):
+            picture = draw(pipeline, image, mean, std)
+            print(runs.write_file(folder / f"{args.transform}.{ending}", picture))
 
     return cli.run("tools.demo_transforms", work)
 

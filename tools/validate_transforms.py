@@ -1,11 +1,13 @@
 """Does the augmentation do what it says? Checks with figures; exit status 1 if one fails.
 
-    python -m tools.validate_transforms            # on CIFAR-10
-    python -m tools.validate_transforms --dry-run  # on data/sample
+    python -m tools.validate_transforms                         # on CIFAR-10
+    python -m tools.validate_transforms --dry-run               # on data/sample
+    python -m tools.validate_transforms --transform crop_cutout # one training transform alone
 
-It checks whatever `utils.train_transform` and `utils.test_transform` return, against what this
-repository promises of them (PROMISES): after an edit it tells at once what changed or broke. If a
-change was meant, change the promise with it.
+It checks whatever the training transforms of RATES (`utils.train_transform` is "standard") and
+`utils.test_transform` return, against what this repository promises of them (RATES, PROMISES):
+after an edit it tells at once what changed or broke. If a change was meant, change the promise with
+it.
 
 Rates and ranges come from the parameters that Albumentations reports of each image; what lies in
 the pixels (fill, hole, normalisation, agreement of the batched form) is measured there.
@@ -25,10 +27,12 @@ import cli
 import utils
 from batched import READERS, BatchedTransform, UnknownTransformError
 
+RATES = {  # of each transform's steps, when its probability is left at 0.5
+    "standard": {"HorizontalFlip": 0.5, "Affine": 0.5, "CoarseDropout": 0.5},
+    "crop_cutout": {"RandomCrop": 1.0, "HorizontalFlip": 0.5, "CoarseDropout": 0.5},
+}
 PROMISES = {
-    "flip rate": 0.5,
-    "affine rate": 0.5,
-    "hole rate": 0.5,
+    "crop": 4,  # pixels, either way
     "angle": 15.0,  # degrees, either way
     "scale": 0.1,  # more or less than 1
     "shift": 0.1,  # of the width or height, either way
@@ -67,15 +71,15 @@ def apply(pipeline: A.Compose, images: np.ndarray, seed: int = 0) -> list[Applie
     return results
 
 
-def check_output(name: str, tensors: list[object]) -> Iterator[Check]:
+def check_output(tensors: list[object]) -> Iterator[Check]:
     """Shape, type and values of a pipeline's output."""
     shapes = {tuple(getattr(tensor, "shape", ())) for tensor in tensors}
     types = {str(getattr(tensor, "dtype", type(tensor).__name__)) for tensor in tensors}
-    yield Check(f"{name}: shape", "(3, 32, 32)", _list(shapes), shapes == {(3, 32, 32)})
-    yield Check(f"{name}: type", "torch.float32", _list(types), types == {"torch.float32"})
+    yield Check("shape", "(3, 32, 32)", _list(shapes), shapes == {(3, 32, 32)})
+    yield Check("type", "torch.float32", _list(types), types == {"torch.float32"})
     if types == {"torch.float32"} and len(shapes) == 1:
         broken = sum(not bool(torch.isfinite(tensor).all()) for tensor in tensors)
-        yield Check(f"{name}: images with NaN or infinity", "0", str(broken), broken == 0)
+        yield Check("images with NaN or infinity", "0", str(broken), broken == 0)
 
 
 def check_normalisation(tensors: list[torch.Tensor]) -> Iterator[Check]:
@@ -83,21 +87,45 @@ def check_normalisation(tensors: list[torch.Tensor]) -> Iterator[Check]:
     pixels = torch.stack(tensors).double()
     means = pixels.mean(dim=(0, 2, 3))
     stds = pixels.std(dim=(0, 2, 3), unbiased=False)
-    yield Check(
-        "test: mean of each channel", "0 ± 0.001", _numbers(means), means.abs().max() < 1e-3
-    )
+    good = means.abs().max() < 1e-3
+    yield Check("mean of each channel", "0 ± 0.001", _numbers(means), bool(good))
     good = (stds - 1).abs().max() < 1e-3
-    yield Check("test: std of each channel", "1 ± 0.001", _numbers(stds), bool(good))
+    yield Check("std of each channel", "1 ± 0.001", _numbers(stds), bool(good))
 
 
-def check_rate(name: str, transform: str, applied: list[Applied]) -> Check:
-    """How often the transform was applied."""
-    wanted, count = PROMISES[name], len(applied)
-    found = sum(transform in each.parameters for each in applied) / count
-    tolerance = SIGMAS * math.sqrt(wanted * (1 - wanted) / count)
-    return Check(
-        name, f"{wanted:g} ± {tolerance:.3f}", f"{found:.3f}", abs(found - wanted) <= tolerance
-    )
+def check_rates(rates: dict[str, float], applied: list[Applied]) -> Iterator[Check]:
+    """How often each step was applied."""
+    count = len(applied)
+    for step, wanted in rates.items():
+        found = sum(step in each.parameters for each in applied) / count
+        tolerance = SIGMAS * math.sqrt(wanted * (1 - wanted) / count)
+        good = abs(found - wanted) <= tolerance
+        yield Check(f"{step}: rate", f"{wanted:g} ± {tolerance:.3f}", f"{found:.3f}", good)
+
+
+def check_crop(applied: list[Applied]) -> Iterator[Check]:
+    """Every shift in whole pixels equally often, to the sides as up and down."""
+    corners = [
+        each.parameters["RandomCrop"]["crop_coords"][:2]
+        for each in applied
+        if "RandomCrop" in each.parameters
+    ]
+    if not corners:
+        yield Check("RandomCrop: shift", "applied to some images", "to none", False)
+        return
+    most = PROMISES["crop"]
+    shifts = 2 * most + 1
+    tolerance = SIGMAS * math.sqrt((1 / shifts) * (1 - 1 / shifts) / len(corners))
+    for way, starts in zip(("sideways", "up and down"), np.array(corners).T, strict=True):
+        low, high = starts.min() - most, starts.max() - most
+        shares = np.bincount(starts, minlength=shifts) / len(corners)
+        good = len(shares) == shifts and np.abs(shares - 1 / shifts).max() <= tolerance
+        yield Check(
+            f"RandomCrop: {way}",
+            f"-{most} to {most} pixels, each {1 / shifts:.3f} ± {tolerance:.3f}",
+            f"{low} to {high}, {shares.min():.3f} to {shares.max():.3f}",
+            bool(good),
+        )
 
 
 def check_affine(applied: list[Applied], size: int) -> Iterator[Check]:
@@ -106,7 +134,7 @@ def check_affine(applied: list[Applied], size: int) -> Iterator[Check]:
         each.parameters["Affine"]["matrix"] for each in applied if "Affine" in each.parameters
     ]
     if not matrices:
-        yield Check("affine", "applied to some images", "to none", False)
+        yield Check("Affine: matrix", "applied to some images", "to none", False)
         return
     matrices = np.array(matrices)
     # [[s cos a, -s sin a], [s sin a, s cos a]] up to the sense of rotation
@@ -124,7 +152,7 @@ def check_affine(applied: list[Applied], size: int) -> Iterator[Check]:
         # A range that is never used is as wrong as one that is left.
         good = -1.001 * bound <= low <= -0.8 * bound and 0.8 * bound <= high <= 1.001 * bound
         wanted = f"fills -{bound:g} to {bound:g}{unit}"
-        yield Check(f"affine: {name}", wanted, f"{low:.3f} to {high:.3f}", bool(good))
+        yield Check(f"Affine: {name}", wanted, f"{low:.3f} to {high:.3f}", bool(good))
 
 
 def check_holes(applied: list[Applied]) -> Iterator[Check]:
@@ -137,7 +165,8 @@ def check_holes(applied: list[Applied]) -> Iterator[Check]:
     counts = {len(holes) for holes in drawn}
     areas = {int((x2 - x1) * (y2 - y1)) for holes in drawn for x1, y1, x2, y2 in holes}
     for name, found in (("holes", counts), ("hole area", areas)):
-        yield Check(name, str(PROMISES[name]), _list(found), found == {PROMISES[name]})
+        wanted = PROMISES[name]
+        yield Check(f"CoarseDropout: {name}", str(wanted), _list(found), found == {wanted})
 
 
 def check_fill(pipeline: A.Compose, mean: utils.RGB, std: utils.RGB) -> Iterator[Check]:
@@ -213,7 +242,7 @@ def check_draws(pipeline: A.Compose, images: np.ndarray, labels: np.ndarray) -> 
 
 def check_agreement(pipeline: A.Compose, images: np.ndarray) -> Iterator[Check]:
     """Each step's batched form against Albumentations, with the same parameters."""
-    images = images[:500]
+    images = images[:500]  # as the step gets them: padded ones, for a crop
     for step in pipeline.transforms:
         name = type(step).__name__
         if name in ("Normalize", "ToTensorV2"):
@@ -245,6 +274,8 @@ def check_agreement(pipeline: A.Compose, images: np.ndarray) -> Iterator[Check]:
             f"{share:.4%}, by {most}",
             bool(share < 0.005 and most <= 1),
         )
+        if outputs[0].shape != images[0].shape:  # a pad: the next step's images are larger
+            images = np.stack(outputs)
 
 
 def batched_parameters(name: str, drawn: list[dict]) -> tuple[torch.Tensor, ...]:
@@ -267,66 +298,67 @@ def batched_parameters(name: str, drawn: list[dict]) -> tuple[torch.Tensor, ...]
     return ()
 
 
-def validate(data: cifar10.CIFAR10) -> Iterator[Check]:
-    """All checks, of the transforms that training on these images would use."""
+def validate(
+    data: cifar10.CIFAR10, transforms: Sequence[str] = tuple(RATES)
+) -> dict[str, list[Check]]:
+    """All checks of the training transforms of these names, and of the test transform, by name."""
     images = data.train_images[:MOST_IMAGES]
     mean, std = utils.channel_stats(data.train_images)
-    for name, check, build in (
-        ("train", check_train, utils.train_transform),
-        ("test", check_test, utils.test_transform),
-    ):
+    checks = {}
+    for name in (*transforms, "test"):
+        build = utils.test_transform if name == "test" else utils.TRANSFORMS[name]
         try:
             pipeline = build(mean, std)
-            outputs = list(check_output(name, [pipeline(image=image)["image"] for image in images]))
+            outputs = [pipeline(image=image)["image"] for image in images]
         except Exception as error:  # whatever an edit may have broken
-            yield Check(f"{name}: runs", "yes", f"{type(error).__name__}: {error}", False)
+            checks[name] = [Check("runs", "yes", f"{type(error).__name__}: {error}", False)]
             continue
-        yield from outputs
-        if all(each.good for each in outputs):
-            yield from check(pipeline, data, images, mean, std)
+        checks[name] = list(check_output(outputs))
+        if not all(each.good for each in checks[name]):
+            continue
+        if name == "test":
+            checks[name] += check_test(pipeline, images)
+        else:
+            checks[name] += check_train(pipeline, RATES[name], data, images, mean, std)
+    return checks
 
 
 def check_train(
     pipeline: A.Compose,
+    rates: dict[str, float],
     data: cifar10.CIFAR10,
     images: np.ndarray,
     mean: utils.RGB,
     std: utils.RGB,
 ) -> Iterator[Check]:
-    """What the training transform draws, and what that does to the pixels."""
+    """What a training transform draws, and what that does to the pixels."""
     applied = apply(pipeline, images)
-    yield check_rate("flip rate", "HorizontalFlip", applied)
-    yield check_rate("affine rate", "Affine", applied)
-    yield from check_affine(applied, images.shape[1])
-    yield check_rate("hole rate", "CoarseDropout", applied)
+    yield from check_rates(rates, applied)
+    if "Affine" in rates:
+        yield from check_affine(applied, images.shape[1])
+    if "RandomCrop" in rates:
+        yield from check_crop(applied)
     yield from check_holes(applied)
     yield from check_fill(pipeline, mean, std)
     yield from check_draws(pipeline, data.train_images, data.train_labels)
     yield from check_agreement(pipeline, images)
 
 
-def check_test(
-    pipeline: A.Compose,
-    data: cifar10.CIFAR10,
-    images: np.ndarray,
-    mean: utils.RGB,
-    std: utils.RGB,
-) -> Iterator[Check]:
+def check_test(pipeline: A.Compose, images: np.ndarray) -> Iterator[Check]:
     """The test transform normalises, and does nothing by chance."""
     own = utils.test_transform(*utils.channel_stats(images))
     yield from check_normalisation([own(image=image)["image"] for image in images])
     first, second = ([pipeline(image=image)["image"] for image in images[:100]] for _ in range(2))
     equal = sum(torch.equal(one, other) for one, other in zip(first, second, strict=True))
-    yield Check("test: the same twice", "all", f"{equal} of {len(first)}", equal == len(first))
+    yield Check("the same twice", "all", f"{equal} of {len(first)}", equal == len(first))
 
 
-def table(checks: list[Check]) -> str:
+def table(checks: dict[str, list[Check]]) -> str:
     """The checks as aligned columns."""
-    rows = [
-        ("check", "wanted", "found", ""),
-        *((*c[:3], "ok" if c.good else "FAIL") for c in checks),
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    rows = [("transform", "check", "wanted", "found", "")]
+    for name, each in checks.items():
+        rows += [(name, *check[:3], "ok" if check.good else "FAIL") for check in each]
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = [
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
@@ -348,16 +380,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="tools.validate_transforms",
         description="Checks what the transforms do; exit status 1 if a check fails.",
     )
+    parser.add_argument(
+        "--transform",
+        choices=list(RATES),
+        help="a training transform, by the name that recipes know it by (default: all of these)",
+    )
     cli.add_data_flags(parser)
     args = parser.parse_args(arguments)
     failed = 0
 
     def work() -> None:
         nonlocal failed
-        checks = list(validate(cli.load_data(args)))
-        failed = sum(not check.good for check in checks)
+        checks = validate(cli.load_data(args), [args.transform] if args.transform else list(RATES))
+        results = [check.good for each in checks.values() for check in each]
+        failed = results.count(False)
         print(table(checks))
-        print(f"\n{len(checks) - failed} of {len(checks)} checks passed")
+        print(f"\n{results.count(True)} of {len(results)} checks passed")
 
     return cli.run("tools.validate_transforms", work) or (1 if failed else 0)
 
