@@ -28,6 +28,7 @@ from torch import nn
 
 import cifar10
 import cli
+import cpu
 import plots
 import recipes
 import runs
@@ -65,8 +66,8 @@ class Network(NamedTuple):
         model = self.build().to(device, memory_format=precision.memory_format)
         recipes.scale_dropout(model, recipe.dropout)
         if device.type == "cpu":
-            utils.keep_freed_memory()
-            utils.speed_up_on_cpu(model)
+            cpu.keep_freed_memory()
+            cpu.speed_up(model)
         return model
 
 

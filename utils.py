@@ -6,7 +6,6 @@ loop -> metrics.
 
 import contextlib
 import copy
-import ctypes
 import importlib
 import io
 import json
@@ -14,7 +13,6 @@ import math
 import os
 import random
 import signal
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -534,129 +532,6 @@ def load_pretrained(name: str) -> tuple[nn.Module, A.Compose]:
     load_weights(network, folder / "weights.pt")
     settings = json.loads((folder / "settings.json").read_text())
     return network.eval(), test_transform(settings["mean"], settings["std"])
-
-
-# ---------------------------------------------------------------- speed on the CPU
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc to keep freed memory for the next step instead of giving it back to the system.
-
-    Every step frees and asks for the same hundreds of megabytes; by default each block comes from
-    the system anew, page by page. A no-op where there is no glibc.
-    """
-    if sys.platform != "linux":
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too (malloc.h)
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks
-
-
-class CpuDropout(nn.Dropout):
-    """nn.Dropout with a faster mask: 16 random bits a value, four values from one 64-bit draw.
-
-    The probability is rounded to a multiple of 2**-16, and what is kept is scaled to match, so
-    that the expected output is exactly the input.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not 0 < self.p < 1:
-            return super().forward(x)
-        dropped = round(self.p * 2**16)
-        draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        bits = draws.view(torch.int16)[: x.numel()]
-        mask = (bits >= dropped - 2**15).to(x.dtype).mul_(2**16 / (2**16 - dropped))
-        if x.is_contiguous(memory_format=torch.channels_last):
-            return x * mask.as_strided(x.shape, x.stride())
-        return x * mask.view(x.shape)
-
-
-class CpuStridedDepthwise(nn.Conv2d):
-    """A depthwise convolution with stride, computed at every place and then thinned out.
-
-    oneDNN's backward pass is many times slower with stride 2 than without (bf16, PyTorch 2.14);
-    `python -m tools.bench --model 3 --parts` tells what the detour is worth.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        everywhere = F.conv2d(
-            x, self.weight, self.bias, 1, self.padding, self.dilation, self.groups
-        )
-        thinned = everywhere[:, :, :: self.stride[0], :: self.stride[1]]
-        # BatchNorm is several times slower on a view with gaps.
-        return thinned.contiguous(memory_format=torch.channels_last)
-
-
-class CpuDilatedDepthwise(nn.Conv2d):
-    """A dilated depthwise convolution, computed as an ordinary one on every d-th row and column.
-
-    With dilation d a filter sees only pixels whose rows and columns differ by multiples of d: the
-    image falls into d x d smaller ones that know nothing of each other. Here they form a mosaic
-    with a row and a column of zeros between them, since oneDNN's backward pass is many times slower
-    with dilation, and slow on many images of few pixels (bf16, PyTorch 2.14).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        images, channels, height, width = x.shape
-        d = self.dilation[0]
-        rows, columns = height // d, width // d
-        if not self.training or height % d or width % d:
-            return super().forward(x)
-        x = x.permute(0, 2, 3, 1).reshape(images, rows, d, columns, d, channels)
-        x = F.pad(x.permute(0, 2, 1, 4, 3, 5), (0, 0, 0, 1, 0, 0, 0, 1))
-        x = x.reshape(images, d * (rows + 1), d * (columns + 1), channels).permute(0, 3, 1, 2)
-        x = F.conv2d(x, self.weight, self.bias, 1, 1, 1, self.groups).permute(0, 2, 3, 1)
-        x = x.reshape(images, d, rows + 1, d, columns + 1, channels)[:, :, :rows, :, :columns]
-        x = x.permute(0, 2, 1, 4, 3, 5).reshape(images, height, width, channels)
-        return x.permute(0, 3, 1, 2)
-
-
-class CpuPairedConv(nn.Conv2d):
-    """A convolution with groups of two channels, computed as two depthwise ones and added up.
-
-    One takes every channel's own filter, the other that of its neighbour in the group. oneDNN has
-    no fast code for such small groups (bf16, PyTorch 2.14).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        images, channels, height, width = x.shape
-        weight = self.weight.view(self.groups, 2, 2, *self.kernel_size)  # (group, out, in, h, w)
-        own = torch.stack((weight[:, 0, 0], weight[:, 1, 1]), dim=1)
-        other = torch.stack((weight[:, 0, 1], weight[:, 1, 0]), dim=1)
-        swapped = x.permute(0, 2, 3, 1).reshape(images, height, width, self.groups, 2).flip(-1)
-        swapped = swapped.reshape(images, height, width, channels).permute(0, 3, 1, 2)
-        settings = (self.stride, self.padding, self.dilation, channels)
-        own, other = (w.reshape(channels, 1, *self.kernel_size) for w in (own, other))
-        return F.conv2d(x, own, self.bias, *settings) + F.conv2d(swapped, other, None, *settings)
-
-
-def speed_up_on_cpu(model: nn.Module) -> nn.Module:
-    """Gives layers that are slow on the CPU the faster forms above; returns the same model.
-
-    Parameters, names and what is computed stay the same (dropout: in distribution).
-    """
-    for module in model.modules():
-        if type(module) is nn.Dropout:
-            module.__class__ = CpuDropout
-        if type(module) is not nn.Conv2d or module.padding_mode != "zeros":
-            continue
-        if 2 * module.groups == module.in_channels == module.out_channels > 2:
-            module.__class__ = CpuPairedConv
-        elif module.groups == module.in_channels == module.out_channels > 1:
-            if max(module.stride) > 1:
-                module.__class__ = CpuStridedDepthwise
-            elif (
-                module.kernel_size == (3, 3)
-                and module.padding == module.dilation
-                and module.dilation[0] == module.dilation[1] > 1
-            ):
-                module.__class__ = CpuDilatedDepthwise
-    return model
 
 
 # ---------------------------------------------------------------- loops

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import tarfile
@@ -33,6 +34,12 @@ def sample() -> cifar10.CIFAR10:
 @pytest.fixture(autouse=True)
 def _same_seed_for_every_test() -> None:
     torch.manual_seed(0)
+
+
+def rate_is(hits: int, trials: int, probability: float) -> bool:
+    """Within five standard deviations of the binomial distribution."""
+    deviation = math.sqrt(trials * probability * (1 - probability))
+    return abs(hits - trials * probability) < 5 * deviation
 
 
 def call_main(

@@ -1,19 +1,17 @@
 """Stats, transforms, batches, recipe and loops against second computations of the same thing."""
 
-import copy
 import math
 
 import albumentations as A
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import recipes
 import utils
 from model_2 import CNN_Model_2
-from model_3 import CNN_Model_3
+from tests.conftest import rate_is
 
 CPU = torch.device("cpu")
 FULL = utils.Precision(torch.float32, torch.contiguous_format)
@@ -54,12 +52,6 @@ def alone(name: str) -> A.Compose:
     pipeline = utils.train_transform(MEAN, STD)
     (transform,) = [step for step in pipeline.transforms if type(step).__name__ == name]
     return A.Compose([transform], seed=1)
-
-
-def rate_is(hits: int, trials: int, probability: float) -> bool:
-    """Within five standard deviations of the binomial distribution."""
-    deviation = math.sqrt(trials * probability * (1 - probability))
-    return abs(hits - trials * probability) < 5 * deviation
 
 
 def test_pipeline_output(sample):
@@ -445,85 +437,3 @@ def test_training_learns_the_sample(sample):
         loader.sampler.set_epoch(epoch)
         utils.train(model, loader, nn.CrossEntropyLoss(), optimizer, scheduler, scaler, CPU, FULL)
     assert utils.test(model, loader, CPU, FULL).accuracy > 95
-
-
-# ---------------------------------------------------------------- speed on the CPU
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("p", [0.1, 0.5])
-def test_cpu_dropout_is_dropout(p, layout):
-    dropout = utils.speed_up_on_cpu(nn.Sequential(nn.Dropout(p)))
-    assert type(dropout[0]) is utils.CpuDropout
-    x = torch.ones(7, 5, 31, 33).to(memory_format=layout).requires_grad_()
-    output = dropout(x)
-    output.sum().backward()
-    dropped = output == 0
-    assert rate_is(int(dropped.sum()), x.numel(), p)
-    np.testing.assert_allclose(output[~dropped].detach(), 1 / (1 - p), rtol=1e-4)
-    assert torch.equal(x.grad, output.detach())
-    assert output.is_contiguous(memory_format=layout)
-    # No channel, row or neighbour is favoured: each mean is near that of all.
-    for dims in ((1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)):
-        means = dropped.float().mean(dim=dims)
-        assert (means - p).abs().max() < 5 * math.sqrt(p * (1 - p) * len(means) / x.numel())
-    pairs = (dropped[:, :, :, :-1] & dropped[:, :, :, 1:]).float().mean().item()
-    assert pairs == pytest.approx(p * p, abs=0.01)
-    assert torch.equal(dropout.eval()(x), x)
-
-
-def check_same_convolution(convolution: nn.Conv2d, faster: nn.Module, size: int) -> None:
-    """Outputs, and gradients of the input and of all parameters, in training."""
-    x = torch.randn(4, 8, size, size, dtype=torch.float64, requires_grad=True)
-    gradients = []
-    for model in (convolution, faster):
-        model(x).square().sum().backward()
-        gradients.append(x.grad)
-        x.grad = None
-    torch.testing.assert_close(faster(x), convolution(x))
-    torch.testing.assert_close(*gradients)
-    for ours, reference in zip(faster.parameters(), convolution.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, reference.grad)
-
-
-@pytest.mark.parametrize(("size", "stride", "dilation"), [(32, 2, 1), (17, 2, 1), (16, (1, 2), 2)])
-def test_cpu_strided_depthwise_is_the_same_convolution(size, stride, dilation):
-    convolution = nn.Conv2d(8, 8, 3, stride, dilation, dilation, groups=8, bias=False).double()
-    faster = utils.speed_up_on_cpu(nn.Sequential(copy.deepcopy(convolution)))
-    assert type(faster[0]) is utils.CpuStridedDepthwise
-    check_same_convolution(convolution, faster, size)
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(
-    ("size", "dilation", "moves"), [(32, 4, True), (16, 2, True), (8, 2, True), (33, 4, False)]
-)
-def test_cpu_dilated_depthwise_is_the_same_convolution(size, dilation, moves, bias, monkeypatch):
-    convolution = nn.Conv2d(8, 8, 3, 1, dilation, dilation, groups=8, bias=bias).double()
-    faster = utils.speed_up_on_cpu(nn.Sequential(copy.deepcopy(convolution)))
-    assert type(faster[0]) is utils.CpuDilatedDepthwise
-    check_same_convolution(convolution, faster, size)
-    dilations = []
-    conv2d = F.conv2d
-    monkeypatch.setattr(F, "conv2d", lambda *a: dilations.append(a[5]) or conv2d(*a))
-    faster(torch.randn(4, 8, size, size, dtype=torch.float64))
-    assert dilations == ([1] if moves else [(dilation, dilation)])
-
-
-@pytest.mark.parametrize(("bias", "stride"), [(False, 1), (True, 2)])
-def test_cpu_paired_convolution_is_the_same_convolution(bias, stride):
-    convolution = nn.Conv2d(8, 8, 3, stride, 1, groups=4, bias=bias).double()
-    faster = utils.speed_up_on_cpu(nn.Sequential(copy.deepcopy(convolution)))
-    assert type(faster[0]) is utils.CpuPairedConv
-    check_same_convolution(convolution, faster, size=10)
-
-
-def test_speeding_up_keeps_names_weights_and_other_layers():
-    model = CNN_Model_3()
-    before = model.state_dict()
-    after = utils.speed_up_on_cpu(copy.deepcopy(model)).state_dict()
-    assert list(before) == list(after)
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    x = torch.randn(3, 3, 32, 32)
-    faster = utils.speed_up_on_cpu(copy.deepcopy(model)).eval()
-    torch.testing.assert_close(faster(x), model.eval()(x))

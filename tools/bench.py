@@ -40,6 +40,7 @@ from torchvision.datasets import VisionDataset
 
 import cifar10
 import cli
+import cpu
 import plots
 import recipes
 import runs
@@ -242,9 +243,9 @@ class Ours:
         model = network.build().to(device, memory_format=self.precision.memory_format)
         recipes.scale_dropout(model, self.recipe.dropout)
         if device.type == "cpu" and without != "kept memory":
-            utils.keep_freed_memory()
+            cpu.keep_freed_memory()
         if device.type == "cpu" and without != "faster layers":
-            utils.speed_up_on_cpu(model)
+            cpu.speed_up(model)
         torch.backends.cudnn.benchmark = True
         self.criterion = nn.CrossEntropyLoss(label_smoothing=self.recipe.label_smoothing)
         self.optimizer = recipes.make_optimizer(model, self.recipe, self.precision.dtype)

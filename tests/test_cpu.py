@@ -1,0 +1,93 @@
+"""The CPU's faster layers against PyTorch's own."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import cpu
+from model_3 import CNN_Model_3
+from tests.conftest import rate_is
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout_is_dropout(p, layout):
+    dropout = cpu.speed_up(nn.Sequential(nn.Dropout(p)))
+    assert type(dropout[0]) is cpu.FastDropout
+    x = torch.ones(7, 5, 31, 33).to(memory_format=layout).requires_grad_()
+    output = dropout(x)
+    output.sum().backward()
+    dropped = output == 0
+    assert rate_is(int(dropped.sum()), x.numel(), p)
+    np.testing.assert_allclose(output[~dropped].detach(), 1 / (1 - p), rtol=1e-4)
+    assert torch.equal(x.grad, output.detach())
+    assert output.is_contiguous(memory_format=layout)
+    # No channel, row or neighbour is favoured: each mean is near that of all.
+    for dims in ((1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)):
+        means = dropped.float().mean(dim=dims)
+        assert (means - p).abs().max() < 5 * math.sqrt(p * (1 - p) * len(means) / x.numel())
+    pairs = (dropped[:, :, :, :-1] & dropped[:, :, :, 1:]).float().mean().item()
+    assert pairs == pytest.approx(p * p, abs=0.01)
+    assert torch.equal(dropout.eval()(x), x)
+
+
+def check_same_convolution(convolution: nn.Conv2d, faster: nn.Module, size: int) -> None:
+    """Outputs, and gradients of the input and of all parameters, in training."""
+    x = torch.randn(4, 8, size, size, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for model in (convolution, faster):
+        model(x).square().sum().backward()
+        gradients.append(x.grad)
+        x.grad = None
+    torch.testing.assert_close(faster(x), convolution(x))
+    torch.testing.assert_close(*gradients)
+    for ours, reference in zip(faster.parameters(), convolution.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, reference.grad)
+
+
+@pytest.mark.parametrize(("size", "stride", "dilation"), [(32, 2, 1), (17, 2, 1), (16, (1, 2), 2)])
+def test_strided_depthwise_is_the_same_convolution(size, stride, dilation):
+    convolution = nn.Conv2d(8, 8, 3, stride, dilation, dilation, groups=8, bias=False).double()
+    faster = cpu.speed_up(nn.Sequential(copy.deepcopy(convolution)))
+    assert type(faster[0]) is cpu.StridedDepthwise
+    check_same_convolution(convolution, faster, size)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("size", "dilation", "moves"), [(32, 4, True), (16, 2, True), (8, 2, True), (33, 4, False)]
+)
+def test_dilated_depthwise_is_the_same_convolution(size, dilation, moves, bias, monkeypatch):
+    convolution = nn.Conv2d(8, 8, 3, 1, dilation, dilation, groups=8, bias=bias).double()
+    faster = cpu.speed_up(nn.Sequential(copy.deepcopy(convolution)))
+    assert type(faster[0]) is cpu.DilatedDepthwise
+    check_same_convolution(convolution, faster, size)
+    dilations = []
+    conv2d = F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *a: dilations.append(a[5]) or conv2d(*a))
+    faster(torch.randn(4, 8, size, size, dtype=torch.float64))
+    assert dilations == ([1] if moves else [(dilation, dilation)])
+
+
+@pytest.mark.parametrize(("bias", "stride"), [(False, 1), (True, 2)])
+def test_paired_convolution_is_the_same_convolution(bias, stride):
+    convolution = nn.Conv2d(8, 8, 3, stride, 1, groups=4, bias=bias).double()
+    faster = cpu.speed_up(nn.Sequential(copy.deepcopy(convolution)))
+    assert type(faster[0]) is cpu.PairedConv2d
+    check_same_convolution(convolution, faster, size=10)
+
+
+def test_speeding_up_keeps_names_weights_and_other_layers():
+    model = CNN_Model_3()
+    before = model.state_dict()
+    after = cpu.speed_up(copy.deepcopy(model)).state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    x = torch.randn(3, 3, 32, 32)
+    faster = cpu.speed_up(copy.deepcopy(model)).eval()
+    torch.testing.assert_close(faster(x), model.eval()(x))
