@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import cpu
 import plots
 import train
 import utils
@@ -169,7 +170,7 @@ def test_what_is_left_out_is_left_out(part):
         "reduced precision": lacking.precision.dtype == torch.float32,
         "channels_last": lacking.precision.memory_format == torch.contiguous_format,
         "kept memory": True,  # of the process; it cannot be asked
-        "faster layers": not any(isinstance(m, utils.CpuDropout) for m in lacking.model.modules()),
+        "faster layers": not any(isinstance(m, cpu.FastDropout) for m in lacking.model.modules()),
     }[part]
     lacking.train(lacking.loader(64))
 
@@ -178,5 +179,5 @@ def test_bench_measures_what_train_runs():
     """The same precision, layout and layers as train.py takes."""
     ours = bench.Ours("3", CPU)
     assert ours.precision == utils.pick_precision(CPU)
-    assert any(isinstance(module, utils.CpuDropout) for module in ours.model.modules())
+    assert any(isinstance(module, cpu.FastDropout) for module in ours.model.modules())
     assert ours.recipe == train.load_network("3").recipe
