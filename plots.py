@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 TRAIN, TEST, MARK = "tab:blue", "tab:orange", "tab:green"
 
@@ -325,23 +326,8 @@ def comparison(rows: list, front: list) -> bytes:
             capsize=3,
             label=name,
         )
-        for row in every:
-            # Away from each other, and off the front's line; beside the largest there is room.
-            left = name == "published" and row.parameters < high
-            value = "" if row.final >= floor else f": {row.final:.2f} %"
-            if value:
-                axes.plot(row.parameters, floor, marker="v", color=color)
-            axes.annotate(
-                f"{row.network}, {row.epochs} epochs{value}",
-                (row.parameters, max(row.final, floor)),
-                xytext=(-6 if left else 6, -6 if name == "published" else 6),
-                textcoords="offset points",
-                ha="right" if left else "left",
-                va="top" if name == "published" else "bottom",
-                zorder=1,
-                fontsize=8,
-                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
-            )
+        below = [row.parameters for row in every if row.final < floor]
+        axes.plot(below, [floor] * len(below), marker="v", linestyle="none", color=color)
     axes.set_xscale("log")
     axes.set_xlim(low / 3.2, high * 4)  # room for the names
     axes.margins(y=0.1)
@@ -352,7 +338,39 @@ def comparison(rows: list, front: list) -> bytes:
     )
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
+    _name_points(figure, axes, rows, floor)
     return _png(figure)
+
+
+def _name_points(figure: Figure, axes: Axes, rows: list, floor: float) -> None:
+    """Names beside the points of `comparison`, each where it covers no other name or point."""
+    figure.draw_without_rendering()  # settles the layout, so that places can be compared
+    points = [axes.transData.transform((row.parameters, max(row.final, floor))) for row in rows]
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
+    for row in sorted(rows, key=lambda row: row.source == "published"):
+        name = f"{row.network}, {row.epochs} epochs"
+        text = axes.annotate(
+            name if row.final >= floor else f"{name}: {row.final:.2f} %",
+            (row.parameters, max(row.final, floor)),
+            xytext=(0, 0),
+            textcoords="offset points",
+            zorder=1,
+            fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
+        )
+        ways = [(x, y) for x in (7, -7) for y in (5, -5)]
+        if row.source == "published":
+            ways.reverse()
+        for x, y in [*ways, *((x, 3 * y) for x, y in ways)]:
+            text.set(
+                position=(x, y),
+                horizontalalignment="left" if x > 0 else "right",
+                verticalalignment="bottom" if y > 0 else "top",
+            )
+            box = text.get_window_extent()
+            if box.count_overlaps(taken) == 0 and axes.bbox.containsx(box.x0):
+                break
+        taken.append(box)
 
 
 def progress(curves: list, published: list) -> bytes:
