@@ -1,11 +1,14 @@
 """tools.compare on made-up runs, and the sizes that it computes, against counts by hand."""
 
 import csv
+import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+import plots
 from tests.conftest import call_main
 from tools import compare
 
@@ -118,3 +121,32 @@ def test_folders_without_runs_are_refused(capsys, tmp_path):
         assert status == 2
         assert f"{folder} holds no finished training" in error
         assert error.count("\n") == 1
+
+
+def test_names_in_the_picture_cover_no_other(monkeypatch):
+    def row(network: str, source: str, parameters: int, final: float) -> SimpleNamespace:
+        return SimpleNamespace(
+            network=network,
+            source=source,
+            epochs=20,
+            parameters=parameters,
+            final=final,
+            final_std=None,
+        )
+
+    rows = [
+        row("ResNet", "published", 6_573_130, 92.2),
+        row("CNN_Model_2", "published", 222_058, 87.3),
+        row("CNN_Model_3", "published", 73_994, 86.4),
+        row("CNN_Model_3", "a run", 73_994, 86.37),
+        row("CNN_Model_3", "a run", 73_994, 86.9),
+        row("DilatedCNN", "a run", 86_954, 85.4),
+        row("C1C2C3C4", "published", 92_394, 85.1),
+        row("CifarNet", "a run", 174_762, 61.0),
+    ]
+    monkeypatch.setattr(plots, "_png", lambda figure: figure)
+    figure = plots.comparison(rows, rows[:1])
+    boxes = {text: text.get_window_extent() for text in figure.axes[0].texts}
+    assert len(boxes) == len(rows)
+    for (one, box), (other, its) in itertools.combinations(boxes.items(), 2):
+        assert not box.overlaps(its), (one.get_text(), other.get_text())
