@@ -352,7 +352,7 @@ def _name_points(figure: Figure, axes: Axes, rows: list, floor: float) -> None:
         text = axes.annotate(
             name if row.final >= floor else f"{name}: {row.final:.2f} %",
             (row.parameters, max(row.final, floor)),
-            xytext=(0, 0),
+            xytext=(0, 0),  # until its place is found below
             textcoords="offset points",
             zorder=1,
             fontsize=8,

@@ -98,7 +98,7 @@ def check_rates(rates: dict[str, float], applied: list[Applied]) -> Iterator[Che
     count = len(applied)
     for step, wanted in rates.items():
         found = sum(step in each.parameters for each in applied) / count
-        tolerance = SIGMAS * math.sqrt(wanted * (1 - wanted) / count)
+        tolerance = _tolerance(wanted, count)
         good = abs(found - wanted) <= tolerance
         yield Check(f"{step}: rate", f"{wanted:g} ± {tolerance:.3f}", f"{found:.3f}", good)
 
@@ -115,7 +115,7 @@ def check_crop(applied: list[Applied]) -> Iterator[Check]:
         return
     most = PROMISES["crop"]
     shifts = 2 * most + 1
-    tolerance = SIGMAS * math.sqrt((1 / shifts) * (1 - 1 / shifts) / len(corners))
+    tolerance = _tolerance(1 / shifts, len(corners))
     for way, starts in zip(("sideways", "up and down"), np.array(corners).T, strict=True):
         low, high = starts.min() - most, starts.max() - most
         shares = np.bincount(starts, minlength=shifts) / len(corners)
@@ -364,6 +364,11 @@ def table(checks: dict[str, list[Check]]) -> str:
         for row in rows
     ]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _tolerance(rate: float, count: int) -> float:
+    """How far an honest rate may be off in so many draws: the binomial distribution's deviation."""
+    return SIGMAS * math.sqrt(rate * (1 - rate) / count)
 
 
 def _list(values: set) -> str:
