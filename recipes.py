@@ -39,6 +39,8 @@ class Recipe:
     final_lr: float = 0.0  # where cosine ends
     clip_norm: float = 0.0  # longest gradient, all parameters as one vector; 0: any
     label_smoothing: float = 0.0
+    teacher: str = ""  # folder of a run, from the repository's: distilled from its network
+    teacher_weight: float = 0.8  # the teacher's share in the targets; the labels have the rest
     dropout: float = 1.0  # factor on the probabilities of the network's dropout layers
     transform: str = "standard"  # or crop_cutout, crop_affine_jitter; see utils.TRANSFORMS
     augment: float = 0.5  # probability of Affine, and of CoarseDropout ...
@@ -102,6 +104,12 @@ class Recipe:
                 "label_smoothing",
                 _number(self.label_smoothing) and 0 <= self.label_smoothing < 1,
                 "from 0 to below 1",
+            ),
+            ("teacher", isinstance(self.teacher, str), "the folder of a run, or '' for none"),
+            (
+                "teacher_weight",
+                _number(self.teacher_weight) and 0 < self.teacher_weight <= 1,
+                "above 0 and at most 1",
             ),
             ("batch_size", _count(self.batch_size), "a whole number from 1 up"),
             ("target_epochs", _count(self.target_epochs), "a whole number from 1 up"),

@@ -10,13 +10,12 @@ Everything a run writes lands in a folder of its own, output/YYYYMMDD-HHMMSS-mod
 """
 
 import argparse
-import importlib.util
-import inspect
+import hashlib
 import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -28,120 +27,29 @@ from torch import nn
 
 import cifar10
 import cli
-import cpu
+import networks
 import plots
 import recipes
 import runs
 import utils
 from batched import BatchedTransform, UnknownTransformError
 from cli import UsageError
+from networks import Network, load_network
 from runs import Interrupts
 
-HERE = Path(__file__).resolve().parent
 DEFAULT_MODEL, DEFAULT_EPOCHS = "2", 20
 TEST_BATCH = 500
 OUR_RECIPE = "2"  # whose recipe --recipe ours is
-
-
-# ---------------------------------------------------------------- networks
-
-
-class Network(NamedTuple):
-    """A model file: its name, network class, recipe, and the recipe that it was published with."""
-
-    choice: str  # 1, 2, 3 or the file's absolute path
-    name: str
-    build: Callable[[], nn.Module]
-    recipe: recipes.Recipe
-    published: recipes.Recipe | None
-
-    @property
-    def parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.build().parameters())
-
-    def ready(
-        self, recipe: recipes.Recipe, device: torch.device, precision: utils.Precision
-    ) -> nn.Module:
-        """The network with fresh weights, as a training by the recipe takes it on the device."""
-        model = self.build().to(device, memory_format=precision.memory_format)
-        recipes.scale_dropout(model, recipe.dropout)
-        if device.type == "cpu":
-            cpu.keep_freed_memory()
-            cpu.speed_up(model)
-        return model
-
-
-def load_network(choice: str) -> Network:
-    """The network and recipe of model 1, 2, 3 or of a file, which is run as code.
-
-    A network is a torch.nn.Module class of that file that can be built without arguments; blocks
-    that need arguments, or whose name starts with an underscore, are taken for its parts.
-
-    Raises:
-        UsageError: no such file, or not exactly one network and a good RECIPE in it.
-    """
-    path = HERE / f"model_{choice}.py" if choice in ("1", "2", "3") else Path(choice)
-    if path.suffix != ".py" or not path.is_file():
-        raise UsageError(f"{choice!r} is neither 1, 2 or 3 nor the path of a model file (.py)")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever somebody's code may raise
-        raise UsageError(f"{path} cannot be run: {type(error).__name__}: {error}") from None
-    networks = [
-        value
-        for name, value in vars(module).items()
-        if inspect.isclass(value)
-        and issubclass(value, nn.Module)
-        and value.__module__ == module.__name__
-        and not name.startswith("_")
-        and _needs_no_arguments(value)
-    ]
-    if len(networks) != 1:
-        found = ", ".join(network.__name__ for network in networks) or "none"
-        raise UsageError(
-            f"{path} must define one network (an nn.Module that is built without arguments); "
-            f"found: {found}"
-        )
-    if not isinstance(getattr(module, "RECIPE", None), dict):
-        raise UsageError(f"{path} has no RECIPE dictionary; take model_2.py's as a pattern")
-    recipe = _read_recipe(path, "RECIPE", module.RECIPE)
-    published = getattr(module, "PUBLISHED", None)
-    if published is not None:
-        published = _read_recipe(path, "PUBLISHED", published)
-    try:
-        with torch.inference_mode():
-            shape = tuple(networks[0]().eval()(torch.zeros(2, 3, 32, 32)).shape)
-    except Exception as error:  # whatever somebody's code may raise
-        raise UsageError(
-            f"{path}: {networks[0].__name__} fails on images (2, 3, 32, 32): {error}"
-        ) from None
-    if shape != (2, len(cifar10.CLASSES)):
-        raise UsageError(
-            f"{path}: {networks[0].__name__} turns 2 images into {shape}; it must be (2, 10)"
-        )
-    own = choice not in ("1", "2", "3")
-    return Network(
-        str(path.resolve()) if own else choice, path.stem, networks[0], recipe, published
-    )
-
-
-def _read_recipe(path: Path, name: str, recipe: object) -> recipes.Recipe:
-    try:
-        if not isinstance(recipe, dict):
-            raise ValueError("it is no dictionary")
-        return recipes.Recipe.from_dict(recipe)
-    except ValueError as error:
-        raise UsageError(f"{path}, {name}: {error}") from None
-
-
-def _needs_no_arguments(network: type) -> bool:
-    return all(
-        parameter.default is not parameter.empty
-        or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        for parameter in inspect.signature(network).parameters.values()
-    )
+# What has to be the same when a run is gone on with.
+SETTLED = (
+    "network",
+    "parameters",
+    "recipe",
+    "teacher",
+    "train_transform",
+    "data_sha256",
+    "val_split",
+)
 
 
 def choose(args: argparse.Namespace) -> tuple[Network, int]:
@@ -198,6 +106,7 @@ class Training:
     test_split: Split  # at the end
     model: nn.Module
     compiled: nn.Module  # the same model, or its compiled form
+    teacher: utils.Teacher | None
     criterion: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
@@ -340,6 +249,7 @@ def assemble(
         device=device,
         precision=precision,
     )
+    teacher, taught_by = load_teacher(recipe, args.val_split, device, precision)
     summary = utils.summary_table(network.build())  # draws random numbers, so before the seed
     utils.seed_everything(args.seed)
     model = network.ready(recipe, device, precision)
@@ -356,6 +266,7 @@ def assemble(
             "epochs": epochs,
             "recipe_name": args.recipe,
             "recipe": asdict(recipe),
+            "teacher": taught_by,
             "augmentation": recipe.augmentation(epochs),
             "seed": args.seed,
             "loader": "batched" if batched else "albumentations",
@@ -381,6 +292,7 @@ def assemble(
         test_split=test_split,
         model=model,
         compiled=torch.compile(model) if args.compile else model,
+        teacher=teacher,
         criterion=nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
         optimizer=optimizer,
         scheduler=recipes.make_scheduler(optimizer, recipe, epochs * len(loader)),
@@ -420,7 +332,7 @@ def go_on(training: Training, run: runs.Run) -> None:
     """
     before = run.read_json("settings.json")
     now = json.loads(json.dumps(training.settings))
-    for key in ("network", "parameters", "recipe", "train_transform", "data_sha256", "val_split"):
+    for key in SETTLED:
         if before.get(key) != now[key]:
             raise UsageError(
                 f"{run.folder}: its {key} is not what it began with"
@@ -480,6 +392,7 @@ def fit(
                 training.device,
                 training.precision,
                 training.recipe.clip_norm,
+                training.teacher,
             )
             train_end = time.perf_counter()
             tested = training.evaluate(training.reported)
@@ -581,6 +494,35 @@ def reopen(args: argparse.Namespace) -> tuple[runs.Run, Network, int, argparse.N
     except BaseException:
         run.close()
         raise
+
+
+def load_teacher(
+    recipe: recipes.Recipe,
+    held_out: int | None,
+    device: torch.device,
+    precision: utils.Precision,
+) -> tuple[utils.Teacher | None, dict | None]:
+    """The network that the recipe distills from, and what settings.json says of it.
+
+    Raises:
+        UsageError: no such run, or it was trained on other images than this one will be.
+        utils.CheckpointError: its weights are damaged.
+    """
+    if not recipe.teacher:
+        return None, None
+    folder = networks.HERE / recipe.teacher  # an absolute path stays what it is
+    trained = networks.load_trained(folder)
+    theirs = trained.settings.get("val_split")
+    if theirs != held_out:
+        raise UsageError(
+            f"the teacher in {folder} was trained with --val-split {theirs}, this run has "
+            f"{held_out}: it would teach what is held out; train one with the same --val-split"
+        )
+    network = networks.prepare(trained.network, device, precision)
+    return utils.Teacher(network, recipe.teacher_weight, precision), {
+        "network": trained.name,
+        "weights_sha256": hashlib.sha256(trained.file.read_bytes()).hexdigest(),
+    }
 
 
 def choose_loader(args: argparse.Namespace, transform: A.Compose) -> tuple[bool, int, str]:

@@ -557,6 +557,31 @@ class Evaluation(NamedTuple):
     labels: Tensor
 
 
+class Teacher:
+    """A trained network whose answers take the place of labels: distillation.
+
+    As Hinton et al. (2015, https://arxiv.org/abs/1503.02531) mix both, at temperature 1; asked anew
+    for every augmented image, as Beyer et al. (2022, https://arxiv.org/abs/2106.05237) found best.
+
+    Args:
+        network: in eval mode, on the device of the training.
+        weight: of its answers in the mixture, from 0 to 1.
+    """
+
+    def __init__(self, network: nn.Module, weight: float, precision: Precision) -> None:
+        self.network = network
+        self.weight = weight
+        self.precision = precision
+
+    @torch.no_grad()
+    def targets(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The probability of each class, float32 (N, classes), for labels int64 (N,)."""
+        with self.precision.autocast(images.device):
+            logits = self.network(images)
+        answers = logits.float().softmax(dim=1)
+        return torch.lerp(F.one_hot(labels, answers.shape[1]).float(), answers, self.weight)
+
+
 def train(
     model: nn.Module,
     loader: Loader,
@@ -567,12 +592,14 @@ def train(
     device: torch.device,
     precision: Precision,
     clip_norm: float = 0.0,
+    teacher: Teacher | None = None,
     title: str = "train",
 ) -> Metrics:
     """One epoch of training.
 
     Args:
-        criterion: (logits float32 (N, classes), labels int64 (N,)) to the mean loss.
+        criterion: (logits float32 (N, classes), labels int64 (N,)) to the mean loss; with a
+            teacher, its targets float32 (N, classes) come instead of the labels.
         scheduler: moved on after every step.
         scaler: keeps small fp16 gradients from vanishing; a disabled one lets all pass through.
         clip_norm: longer gradients are shortened to this length; 0 leaves them.
@@ -591,7 +618,8 @@ def train(
             optimizer.zero_grad()
             with precision.autocast(device):
                 logits = model(images)
-            loss = criterion(logits.float(), labels)
+            targets = labels if teacher is None else teacher.targets(images, labels)
+            loss = criterion(logits.float(), targets)
             scaler.scale(loss).backward()
             if clip_norm:
                 scaler.unscale_(optimizer)

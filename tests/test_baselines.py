@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-import train
+import networks
 import utils
 from tools import receptive_field
 
@@ -20,7 +20,7 @@ names = pytest.mark.parametrize("name", PARAMETERS)
 
 
 def build(name: str) -> nn.Module:
-    return train.load_network(str(ROOT / "baselines" / f"{name}.py")).build()
+    return networks.load_network(str(ROOT / "baselines" / f"{name}.py")).build()
 
 
 @names
@@ -52,7 +52,7 @@ def test_running_c1c2c3c4_prints_the_published_table():
 
 @names
 def test_recipes_are_read_and_their_transforms_run_batched(name, sample):
-    recipe = train.load_network(str(ROOT / "baselines" / f"{name}.py")).recipe
+    recipe = networks.load_network(str(ROOT / "baselines" / f"{name}.py")).recipe
     transform = recipe.train_transform((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), 20)
     for batched in (True, False):
         loader = utils.make_loader(

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 import cpu
+import networks
 import plots
-import train
 import utils
 from tools import bench
 
@@ -180,4 +180,4 @@ def test_bench_measures_what_train_runs():
     ours = bench.Ours("3", CPU)
     assert ours.precision == utils.pick_precision(CPU)
     assert any(isinstance(module, cpu.FastDropout) for module in ours.model.modules())
-    assert ours.recipe == train.load_network("3").recipe
+    assert ours.recipe == networks.load_network("3").recipe

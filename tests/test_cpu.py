@@ -82,6 +82,19 @@ def test_paired_convolution_is_the_same_convolution(bias, stride):
     check_same_convolution(convolution, faster, size=10)
 
 
+def test_paired_convolution_evaluates_in_its_fast_form_where_precision_is_reduced(monkeypatch):
+    convolution = nn.Conv2d(8, 8, 3, 1, 1, groups=4)
+    faster = cpu.speed_up(nn.Sequential(copy.deepcopy(convolution))).eval()
+    groups = []
+    conv2d = F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *a: groups.append(a[6]) or conv2d(*a))
+    x = torch.randn(4, 8, 10, 10)
+    exact = faster(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(faster(x).float(), exact, rtol=0.02, atol=0.02)
+    assert groups == [4, 8, 8]
+
+
 def test_speeding_up_keeps_names_weights_and_other_layers():
     model = CNN_Model_3()
     before = model.state_dict()

@@ -45,6 +45,8 @@ GOOD = {
         ({"augment_epochs": 0}, "augment_epochs is 0"),
         ({"batch_size": 2.5}, "batch_size is 2.5"),
         ({"warmup": 1.0}, "warmup is 1.0"),
+        ({"teacher": None}, "teacher is None; it must be the folder of a run"),
+        ({"teacher_weight": 0}, "teacher_weight is 0; it must be above 0 and at most 1"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
         ({"target_accuracy": 101}, "target_accuracy is 101"),
         ({"learning_rate": 0.1}, "unknown: learning_rate"),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+import networks
 import recipes
-import train
 import utils
 from tools import compare
 
@@ -18,9 +18,9 @@ RUNS = compare.find_runs([compare.REFERENCE])
 every = pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
 
 
-def network_of(settings: dict) -> train.Network:
+def network_of(settings: dict) -> networks.Network:
     choice = compare.NETWORKS[settings["network"]]
-    return train.load_network(str(ROOT / choice) if choice.endswith(".py") else choice)
+    return networks.load_network(str(ROOT / choice) if choice.endswith(".py") else choice)
 
 
 def read(folder: Path, name: str) -> dict:

@@ -84,7 +84,11 @@ def stop_in(monkeypatch, epoch: int, error: type[BaseException], batches: int = 
     monkeypatch.setattr(utils, "train", stopped)
 
 
-KINDS = {"default": (), "two workers": ("--loader", "albumentations", "--workers", 2)}
+KINDS = {
+    "default": (),
+    "two workers": ("--loader", "albumentations", "--workers", 2),
+    "distilled": ("--set", "teacher=output/reference/model_2"),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,6 +1,7 @@
 """train.py as its users meet it: questions, refusals, and whole runs on the sample images."""
 
 import csv
+import hashlib
 import json
 import os
 import pty
@@ -20,6 +21,7 @@ from PIL import Image
 
 import cifar10
 import model_2
+import networks
 import train
 from model_2 import CNN_Model_2
 from tests.conftest import call_main
@@ -138,7 +140,7 @@ def test_a_model_file_that_cannot_be_used_is_refused(text, message, tmp_path):
     path = tmp_path / "net.py"
     path.write_text(text)
     with pytest.raises(train.UsageError, match=message) as caught:
-        train.load_network(str(path))
+        networks.load_network(str(path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value).strip()
 
@@ -159,7 +161,7 @@ def test_a_model_file_of_ones_own_trains(capsys, tmp_path):
 @pytest.mark.parametrize("model", ["1", "2", "3"])
 def test_recipes_as_published(model):
     """AdamW, batch 2048: the learning rates and schedules of the published projects."""
-    network = train.load_network(model)
+    network = networks.load_network(model)
     known = {"1": (0.01, "cosine"), "2": (0.01, "onecycle"), "3": (0.015, "cosine")}
     assert (network.published.lr, network.published.schedule) == known[model]
     assert (network.published.optimizer, network.published.batch_size) == ("adamw", 2048)
@@ -178,10 +180,38 @@ def test_the_published_recipe_and_single_keys_of_a_recipe_can_be_asked_for(capsy
     (folder,) = tmp_path.iterdir()
     settings = json.loads((folder / "settings.json").read_text())
     assert settings["recipe_name"] == "published"
-    published = train.load_network("2").published
+    published = networks.load_network("2").published
     changed = {"label_smoothing": 0.2, "optimizer": "sgd", "batch_size": 1000}
     assert settings["recipe"] == asdict(published) | changed
     assert settings["augmentation"] == 0.5
+
+
+def test_a_network_is_distilled_from_another_run_s(capsys, tmp_path):
+    path = tmp_path / "my_net.py"
+    path.write_text(WHOLE)
+    arguments = ["--model", str(path), "--dry-run", "--output-dir"]
+    assert call(capsys, *arguments, str(tmp_path / "teacher"))[0] == 0
+    (teacher,) = (tmp_path / "teacher").iterdir()
+    taught = [*arguments, str(tmp_path / "out"), "--set", f"teacher={teacher}"]
+    status, _, error = call(capsys, *taught)
+    assert status == 0, error
+    (folder,) = (tmp_path / "out").iterdir()
+    settings = json.loads((folder / "settings.json").read_text())
+    digest = hashlib.sha256((teacher / "weights.pt").read_bytes()).hexdigest()
+    assert settings["recipe"]["teacher"] == str(teacher)
+    assert settings["teacher"] == {"network": "Net", "weights_sha256": digest}
+    ours, theirs = (
+        torch.load(run / "weights.pt", weights_only=True)["linear.weight"]
+        for run in (folder, teacher)
+    )
+    assert not torch.equal(ours, theirs)  # the same seed, other targets
+
+    status, _, error = call(capsys, *taught, "--val-split", "100")
+    assert status == 2
+    assert "was trained with --val-split None, this run has 100" in error
+    status, _, error = call(capsys, *taught, "--set", f"teacher={tmp_path}/nobody")
+    assert status == 2
+    assert f"{tmp_path}/nobody is not there; give a run's folder" in error
 
 
 # ---------------------------------------------------------------- questions
@@ -365,7 +395,7 @@ def test_dry_run_from_the_shell_writes_every_file(tmp_path):
     assert "Epoch [2/2] - Train: " in log
 
     settings = json.loads((folder / "settings.json").read_text())
-    assert settings["recipe"] == asdict(train.load_network("2").recipe)
+    assert settings["recipe"] == asdict(networks.load_network("2").recipe)
     assert settings["seed"] == 0
     assert settings["data_sha256"] == cifar10.SAMPLE_SHA256
     names = [

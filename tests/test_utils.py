@@ -348,13 +348,13 @@ def test_test_loop_against_hand_computation(batch_size, capsys):
     assert (captured.out, captured.err) == ("", "")  # no terminal, no progress bar
 
 
-def train_once(model, loader, lr, precision=FULL, criterion=None, clip_norm=0.0):
+def train_once(model, loader, lr, precision=FULL, criterion=None, clip_norm=0.0, teacher=None):
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     scaler = torch.amp.GradScaler("cpu", enabled=precision.dtype == torch.float16)
     criterion = criterion or nn.CrossEntropyLoss()
     return utils.train(
-        model, loader, criterion, optimizer, scheduler, scaler, CPU, precision, clip_norm
+        model, loader, criterion, optimizer, scheduler, scaler, CPU, precision, clip_norm, teacher
     )
 
 
@@ -376,6 +376,25 @@ def test_long_gradients_are_clipped_and_short_ones_left(dtype):
         train_once(model, grey_loader(5), lr=0.5, precision=precision, clip_norm=longest)
         assert model.weight.item() == pytest.approx(2.0 - 0.5 * wanted, abs=2e-3)
         assert abs(model.weight.item() - (2.0 - 0.5 * wanted)) < abs(gradient) / 20
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_a_teacher_s_answers_are_mixed_with_the_labels(share):
+    """The gradient of the cross-entropy is (probability - target) * x for class 0."""
+    teacher = OneWeight(-3.0)
+    losses, gradients = [], []
+    for level, label in zip(LEVELS, LABELS, strict=True):
+        x = level / 255
+        probability, answer = (1 / (1 + math.exp(-weight * x)) for weight in (2.0, -3.0))
+        target = share * answer + (1 - share) * (label == 0)
+        losses.append(-target * math.log(probability) - (1 - target) * math.log(1 - probability))
+        gradients.append((probability - target) * x)
+    model = OneWeight(2.0)
+    result = train_once(model, grey_loader(5), lr=0.5, teacher=utils.Teacher(teacher, share, FULL))
+    assert result.loss == pytest.approx(sum(losses) / 5, rel=1e-6)
+    assert result.accuracy == by_hand(2.0)[1]  # on the labels, whatever the teacher says
+    assert model.weight.item() == pytest.approx(2.0 - 0.5 * sum(gradients) / 5, rel=1e-6)
+    assert teacher.weight.grad is None
 
 
 def test_train_loop_weights_unequal_batches_by_their_images():

@@ -41,6 +41,7 @@ from torchvision.datasets import VisionDataset
 import cifar10
 import cli
 import cpu
+import networks
 import plots
 import recipes
 import runs
@@ -175,7 +176,7 @@ class UsualDataset(VisionDataset):
 
 def usual_epoch(model_choice: str, device: torch.device) -> Callable[[int], None]:
     """Builds the usual training; the result runs an epoch of so many images."""
-    network = train.load_network(model_choice)
+    network = networks.load_network(model_choice)
     mean, std = utils.channel_stats(cifar10.load_sample().train_images)
     model = network.build().to(device)
     criterion = nn.CrossEntropyLoss(label_smoothing=network.recipe.label_smoothing)
@@ -233,7 +234,7 @@ class Ours:
     """
 
     def __init__(self, model_choice: str, device: torch.device, without: str = "") -> None:
-        network = train.load_network(model_choice)
+        network = networks.load_network(model_choice)
         self.recipe, self.device, self.without = network.recipe, device, without
         self.precision = utils.pick_precision(device)
         if without == "reduced precision":
@@ -502,7 +503,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         device = utils.pick_device(args.device)
-        network = train.load_network(args.model)
+        network = networks.load_network(args.model)
         images = args.images or (5_000 if device.type == "cpu" else 50_000)
         results = {
             "network": network.build.__name__,

@@ -20,9 +20,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import cli
+import networks
 import plots
 import runs
-import train
 import utils
 
 REFERENCE = utils.HERE / "output" / "reference"
@@ -96,7 +96,7 @@ def size_of(network: str) -> tuple[int, float]:
     """(parameters, millions of multiply-adds an image of 32x32)."""
     choice = NETWORKS[network]
     path = str(utils.HERE / choice) if choice.endswith(".py") else choice
-    model = train.load_network(path).build().eval()
+    model = networks.load_network(path).build().eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(torch.zeros(1, 3, 32, 32))
     macs = counter.get_total_flops() / 2e6  # it counts a multiplication and an addition as two

@@ -24,6 +24,7 @@ from torch import nn
 
 import cifar10
 import cli
+import networks
 import plots
 import runs
 import train
@@ -32,15 +33,6 @@ from tools import pictures
 
 BINS = 15  # of the calibration, as Guo et al. (2017, https://arxiv.org/abs/1706.04599) take
 SHOWN = 30
-
-
-class Trained(NamedTuple):
-    """A trained network, and what its run says of it."""
-
-    name: str
-    network: nn.Module
-    file: Path
-    settings: dict  # empty for weights without a run
 
 
 class Calibration(NamedTuple):
@@ -52,33 +44,7 @@ class Calibration(NamedTuple):
     error: float  # expected calibration error: |accuracy - confidence|, weighted by the share
 
 
-def load_trained(path: Path, model: str | None) -> Trained:
-    """The network of a run's folder or of a file of weights.
-
-    Raises:
-        cli.UsageError: no such weights, or nothing says whose they are.
-        utils.CheckpointError: the file does not hold this network's weights.
-    """
-    folder = path if path.is_dir() else path.parent
-    file = path / "weights.pt" if path.is_dir() else path
-    if not file.is_file():
-        raise cli.UsageError(f"{file} is not there; give a run's folder or a file of weights")
-    settings = {}
-    if (folder / runs.Run.SETTINGS).is_file():
-        settings = runs.read_json(folder / runs.Run.SETTINGS)
-    if model is None:
-        model = settings.get("network", "").removeprefix("CNN_Model_")
-        if model not in ("1", "2", "3"):
-            model = settings.get("arguments", {}).get("model")
-        if model is None:
-            raise cli.UsageError(f"nothing beside {file} says which network it is; give --model")
-    chosen = train.load_network(model)
-    network = chosen.build()
-    utils.load_weights(network, file)
-    return Trained(chosen.build.__name__, network.eval(), file, settings)
-
-
-def transform_of(trained: Trained, data_dir: str) -> object:
+def transform_of(trained: networks.Trained, data_dir: str) -> object:
     """The test transform with the stats that the network was trained with.
 
     Weights without a run are taken to have been trained on all training images.
@@ -90,7 +56,7 @@ def transform_of(trained: Trained, data_dir: str) -> object:
 
 
 def logits_of(
-    trained: Trained,
+    trained: networks.Trained,
     images: np.ndarray,
     labels: np.ndarray,
     transform: object,
@@ -158,7 +124,9 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS)
     return Calibration(confidence, accuracy, share, error)
 
 
-def images_of(args: argparse.Namespace, trained: Trained) -> tuple[str, np.ndarray, np.ndarray]:
+def images_of(
+    args: argparse.Namespace, trained: networks.Trained
+) -> tuple[str, np.ndarray, np.ndarray]:
     """What is evaluated: its name, images and labels."""
     if args.images is not None:
         return f"pictures of {args.images}", *pictures.read_folder(args.images)
@@ -176,7 +144,7 @@ def images_of(args: argparse.Namespace, trained: Trained) -> tuple[str, np.ndarr
 
 def evaluate(args: argparse.Namespace) -> None:
     """Does what the command line asks for."""
-    trained = load_trained(args.weights, args.model)
+    trained = networks.load_trained(args.weights, args.model)
     device = utils.pick_device(args.device)
     name, images, labels = images_of(args, trained)
     transform = transform_of(trained, args.data_dir)

@@ -21,10 +21,10 @@ import torch
 from torch import nn
 
 import cli
+import networks
 import plots
 import recipes
 import runs
-import train
 import utils
 
 SMOOTHING = 0.05  # weight of the newest step in the running mean
@@ -137,7 +137,7 @@ def find(args: argparse.Namespace) -> None:
     """Does what the command line asks for."""
     if args.low >= args.high:
         raise cli.UsageError(f"--low {args.low:g} must be below --high {args.high:g}")
-    network = train.load_network(args.model)
+    network = networks.load_network(args.model)
     device = utils.pick_device(args.device)
     precision = utils.pick_precision(device)
     data = cli.load_data(args)

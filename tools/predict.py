@@ -14,6 +14,7 @@ import torch
 
 import cifar10
 import cli
+import networks
 import utils
 from tools import evaluate, pictures
 
@@ -27,7 +28,7 @@ def predict(files: Sequence[Path], weights: Path, model: str | None, data_dir: s
         cli.UsageError, utils.CheckpointError: no such weights, or not a picture.
     """
     images = [pictures.read_picture(path) for path in files]
-    trained = evaluate.load_trained(weights, model)
+    trained = networks.load_trained(weights, model)
     transform = evaluate.transform_of(trained, data_dir)
     tensors = torch.stack([transform(image=image)["image"] for image in images])
     with torch.inference_mode():

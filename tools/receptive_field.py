@@ -19,7 +19,7 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 import cli
-import train
+import networks
 
 
 class Sight(NamedTuple):
@@ -163,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     def work() -> None:
-        network = train.load_network(args.model)
+        network = networks.load_network(args.model)
         rows = layers(network.build())
         seen = max(row.field for row in rows)
         print(table(rows))
