@@ -298,8 +298,8 @@ def comparison(rows: list, front: list) -> bytes:
     accuracy beside its name: a run of two epochs would leave no room for the others.
 
     Args:
-        rows: each with network, source ("published" or not), epochs, parameters, final (percent),
-            final_std.
+        rows: each with network, source ("published" or not), changes (to its recipe, for its
+            name), epochs, parameters, final (percent), final_std.
         front: those that nothing smaller beats, by rising size.
     """
     figure = Figure(figsize=(11, 6.5), layout="constrained")
@@ -348,7 +348,7 @@ def _name_points(figure: Figure, axes: Axes, rows: list, floor: float) -> None:
     points = [axes.transData.transform((row.parameters, max(row.final, floor))) for row in rows]
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
     for row in sorted(rows, key=lambda row: row.source == "published"):
-        name = f"{row.network}, {row.epochs} epochs"
+        name = f"{row.network}{row.changes}, {row.epochs} epochs"
         text = axes.annotate(
             name if row.final >= floor else f"{name}: {row.final:.2f} %",
             (row.parameters, max(row.final, floor)),

@@ -55,6 +55,12 @@ def test_seeds_are_one_row_and_what_is_no_training_on_the_test_set_is_left_out(c
     root = tmp_path / "runs"
     for seed, final in ((0, 88.0), (1, 89.0), (2, 90.0)):
         make_run(root, f"seed{seed}", "CNN_Model_2", seed, final)
+    taught = {
+        "arguments": {"lr": None, "batch_size": 64, "set": [["teacher", "x"], ["augment", 0.1]]},
+        "teacher": {"network": "CNN_Model_1"},
+        "recipe": {"target_accuracy": 85.0, "teacher": "x"},
+    }
+    make_run(root, "taught", "CNN_Model_2", 0, 91.0, **taught)
     make_run(root, "own", "MyNet", 0, 70.0, parameters=1000)
     make_run(root, "dry", "CNN_Model_2", 0, 10.0, dry_run=True)
     make_run(root, "held_out", "CNN_Model_2", 0, 99.0, val_split=5000)
@@ -66,6 +72,8 @@ def test_seeds_are_one_row_and_what_is_no_training_on_the_test_set_is_left_out(c
     assert "| CNN_Model_2 | the file's RECIPE, seed 0, 1, 2 | 20 | 222,058 | 0.89 |" in out
     assert "| 16.8 | 89.00 ± 1.00 | 89.10 |" in out
     assert "| 89.10 | 16 | +1.00 | 20.0 | cpu |" in out
+    how = "distilled from CNN_Model_1, batch_size 64, augment 0.1"
+    assert f"| CNN_Model_2 | the file's RECIPE, {how}, seed 0 | 20 |" in out
     assert "| MyNet | the file's RECIPE, seed 0 | 20 | 1,000 | 0.00 |  | 70.00 |" in out
     for name, final in (("ResNet", "92.22"), ("CifarNet", "87.88"), ("CNN_Model_3", "86.40")):
         assert any(
@@ -74,7 +82,7 @@ def test_seeds_are_one_row_and_what_is_no_training_on_the_test_set_is_left_out(c
     (folder,) = (tmp_path / "out").iterdir()
     with open(folder / "compare.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 7 + 2
+    assert len(rows) == 7 + 3
     assert Image.open(folder / "compare.png").size[0] > 600
     assert Image.open(folder / "progress.png").size[0] > 600
 
@@ -103,7 +111,9 @@ def test_multiply_adds_of_model_2_by_hand():
 
 def test_the_pareto_front_is_what_nothing_smaller_beats():
     def row(parameters: int, final: float) -> compare.Row:
-        return compare.Row("", "", 1, parameters, 0, None, final, None, None, None, None, None, "")
+        return compare.Row(
+            "", "", "", 1, parameters, 0, None, final, None, None, None, None, None, ""
+        )
 
     rows = [row(10, 80), row(20, 79), row(30, 85), row(30, 84), row(40, 85), row(50, 90)]
     assert [each.parameters for each in compare.pareto(rows)] == [10, 30, 50]
@@ -128,6 +138,7 @@ def test_names_in_the_picture_cover_no_other(monkeypatch):
         return SimpleNamespace(
             network=network,
             source=source,
+            changes=", distilled from a larger one" if source == "distilled" else "",
             epochs=20,
             parameters=parameters,
             final=final,
@@ -140,6 +151,8 @@ def test_names_in_the_picture_cover_no_other(monkeypatch):
         row("CNN_Model_3", "published", 73_994, 86.4),
         row("CNN_Model_3", "a run", 73_994, 86.37),
         row("CNN_Model_3", "a run", 73_994, 86.9),
+        row("CNN_Model_3", "distilled", 73_994, 91.4),
+        row("CNN_Model_2", "distilled", 222_058, 91.4),
         row("DilatedCNN", "a run", 86_954, 85.4),
         row("C1C2C3C4", "published", 92_394, 85.1),
         row("CifarNet", "a run", 174_762, 61.0),

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,20 +52,34 @@ def test_log_results_and_readme_tell_the_same(folder):
     assert results["completed"] is True
     assert len(rows) == results["epochs_done"] == results["epochs_asked"] == settings["epochs"]
     assert float(rows[-1]["test_acc"]) == results["final_accuracy"]
-    readme = (ROOT / "README.md").read_text()
-    choice, epochs, seed = (
-        compare.NETWORKS[settings["network"]],
-        settings["epochs"],
-        settings["seed"],
-    )
-    command = f"`python train.py --model {choice} --epochs {epochs} --seed {seed}`"
-    line = next(line for line in readme.splitlines() if command in line and line.startswith("|"))
-    assert f"{results['final_accuracy']:.2f} %" in line
-    file = choice if choice.endswith(".py") else f"model_{choice}.py"
-    code = (ROOT / file).read_text()
-    assert f"{results['final_accuracy']:.2f} % after {epochs} epochs" in code
     for name in ("curves", "confusion_matrix", "class_accuracy", "misclassified", "augmentations"):
         assert (folder / f"{name}.png").is_file()
+
+
+@every
+def test_the_readme_and_the_network_s_file_tell_the_runs_accuracy(folder):
+    """That of one run, or mean and deviation of those that differ in their seed alone."""
+    settings = read(folder, "settings.json")
+    same = ("network", "epochs", "recipe")
+    alike = [
+        run for run in RUNS if all(read(run, "settings.json")[key] == settings[key] for key in same)
+    ]
+    first, *seeds = sorted(read(run, "settings.json")["seed"] for run in alike)
+    finals = [read(run, "results.json")["final_accuracy"] for run in alike]
+    accuracy = f"{statistics.mean(finals):.2f}"
+    if seeds:
+        accuracy += f" ± {statistics.stdev(finals):.2f}"
+    choice, epochs = compare.NETWORKS[settings["network"]], settings["epochs"]
+    flags = "".join(f" --set {key}={value}" for key, value in settings["arguments"]["set"])
+    command = f"`python train.py --model {choice} --epochs {epochs} --seed {first}{flags}`"
+    if seeds:
+        command += f", seeds {', '.join(map(str, [first, *seeds]))}"
+    readme = (ROOT / "README.md").read_text()
+    line = next(line for line in readme.splitlines() if command in line and line.startswith("|"))
+    assert f"{accuracy} %" in line
+    file = choice if choice.endswith(".py") else f"model_{choice}.py"
+    code = " ".join((ROOT / file).read_text().split())  # wherever its lines break
+    assert f"{accuracy} % after {epochs} epochs{compare.changes(settings)}" in code
 
 
 @every
@@ -71,7 +87,7 @@ def test_the_recipe_is_the_committed_one(folder):
     settings = read(folder, "settings.json")
     network = network_of(settings)
     recipe = recipes.Recipe.from_dict(settings["recipe"])
-    assert recipe == network.recipe
+    assert recipe == replace(network.recipe, **dict(settings["arguments"]["set"]))
     assert settings["parameters"] == network.parameters
     assert settings["augmentation"] == recipe.augmentation(settings["epochs"])
 

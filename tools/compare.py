@@ -42,7 +42,8 @@ class Row(NamedTuple):
     """A line of the table; percentages, seconds; None where nothing is known."""
 
     network: str
-    source: str  # "published", or the recipe and the seeds
+    source: str  # "published", or the recipe, what was changed in it, and the seeds
+    changes: str  # "", or what was changed in the recipe: ", distilled from CNN_Model_1"
     epochs: int
     parameters: int
     megabytes: float  # of float32 weights
@@ -126,6 +127,19 @@ def _is_training(folder: Path) -> bool:
     return not settings.get("dry_run") and not settings.get("val_split")
 
 
+def changes(settings: dict) -> str:
+    """What a run was asked for instead of the file's recipe: "", or ", lr 0.03, ..."."""
+    asked = settings.get("arguments", {})
+    flags = {name: asked.get(name) for name in ("batch_size", "lr", "weight_decay")}
+    values = {name: value for name, value in flags.items() if value is not None}
+    values |= dict(asked.get("set", []))
+    teacher = settings.get("teacher")
+    if teacher and "teacher" in values:
+        del values["teacher"]
+        values = {"distilled from": teacher["network"]} | values
+    return "".join(f", {name} {value}" for name, value in values.items())
+
+
 def measured(folders: Sequence[Path]) -> list[Row]:
     """A row for each network, recipe and number of epochs."""
     groups: dict[tuple, list[tuple[dict, dict]]] = {}
@@ -150,7 +164,8 @@ def measured(folders: Sequence[Path]) -> list[Row]:
         rows.append(
             Row(
                 network=network,
-                source=f"{SOURCES[recipe]}, seed {', '.join(map(str, seeds))}",
+                source=f"{SOURCES[recipe]}{changes(settings)}, seed {', '.join(map(str, seeds))}",
+                changes=changes(settings),
                 epochs=epochs,
                 parameters=settings["parameters"],
                 megabytes=settings["parameters"] * 4 / 1e6,
@@ -186,7 +201,10 @@ def curves(folders: Sequence[Path]) -> list[Curve]:
         settings = runs.read_json(folder / runs.Run.SETTINGS)
         with open(folder / "log.csv", newline="") as file:
             accuracies = [float(row["test_acc"]) for row in csv.DictReader(file)]
-        label = f"{settings['network']}, {settings['epochs']} epochs, seed {settings['seed']}"
+        label = (
+            f"{settings['network']}{changes(settings)}, {settings['epochs']} epochs, "
+            f"seed {settings['seed']}"
+        )
         found.append(Curve(settings["network"], label, accuracies))
     return found
 
@@ -198,7 +216,7 @@ def published() -> list[Row]:
         parameters, macs = size_of(network)
         rows.append(
             Row(
-                network, "published", report.epochs, parameters, parameters * 4 / 1e6, macs,
+                network, "published", "", report.epochs, parameters, parameters * 4 / 1e6, macs,
                 report.final, None, None, report.to_target, None, None, "",
             )
         )  # fmt: skip
