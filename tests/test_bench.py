@@ -176,7 +176,9 @@ def test_what_is_left_out_is_left_out(part):
 
 
 def test_bench_measures_what_train_runs():
-    """The same precision, layout and layers as train.py takes."""
+    """The same precision, layout, layers and augmentation as train.py takes."""
+    crop = bench.Ours("2", CPU).loader(256).transform
+    assert type(crop.steps[0]).__name__ == "PadIfNeeded"
     ours = bench.Ours("3", CPU)
     assert ours.precision == utils.pick_precision(CPU)
     assert any(isinstance(module, cpu.FastDropout) for module in ours.model.modules())

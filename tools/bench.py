@@ -5,12 +5,13 @@
 
 The tables are printed, and saved as JSON and as a picture in a folder of the run's own:
 
-1. the transform alone, on one core: Albumentations image by image, ours for whole batches, and
-   the bare OpenCV calls as a floor; with Affine and CoarseDropout always applied and as often as
-   the pipeline itself says;
+1. the standard transform alone, on one core: Albumentations image by image, ours for whole
+   batches, and the bare OpenCV calls as a floor; with Affine and CoarseDropout always applied and
+   as often as the pipeline itself says;
 2. an epoch of training end to end against the way such repositories are usually written:
-   torchvision data set, the same Albumentations pipeline image by image, a DataLoader with a
-   worker for each core, float32, contiguous, the same optimizer, `.item()` every step;
+   torchvision data set, the recipe's Albumentations pipeline image by image, a DataLoader with a
+   worker for each core, float32, contiguous, the recipe's optimizer (SGD where that is Muon),
+   `.item()` every step;
 3. our epoch against its own limit: the same steps on one batch that lies ready on the device;
 4. how time and memory grow with batch and data set, evaluation speed, latency of one image;
 5. with --parts: what each part of ours is worth, by leaving it out (some minutes more).
@@ -179,8 +180,9 @@ def usual_epoch(model_choice: str, device: torch.device) -> Callable[[int], None
     network = networks.load_network(model_choice)
     mean, std = utils.channel_stats(cifar10.load_sample().train_images)
     model = network.build().to(device)
-    criterion = nn.CrossEntropyLoss(label_smoothing=network.recipe.label_smoothing)
     recipe = network.recipe
+    transform = recipe.train_transform(mean, std, train.DEFAULT_EPOCHS)
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     if recipe.optimizer == "adamw":
         optimizer = torch.optim.AdamW(model.parameters(), 1e-3 * recipe.lr)
     else:
@@ -190,7 +192,7 @@ def usual_epoch(model_choice: str, device: torch.device) -> Callable[[int], None
 
     def epoch(count: int) -> None:
         loader = DataLoader(
-            UsualDataset(*repeated_sample(count), utils.train_transform(mean, std)),
+            UsualDataset(*repeated_sample(count), transform),
             batch_size=recipe.batch_size,
             shuffle=True,
             num_workers=utils.default_workers(),
@@ -262,7 +264,7 @@ class Ours:
         return utils.make_loader(
             images,
             labels,
-            utils.train_transform(*utils.channel_stats(images)),
+            self.recipe.train_transform(*utils.channel_stats(images), train.DEFAULT_EPOCHS),
             batch_size or self.recipe.batch_size,
             shuffle=True,
             device=self.device,
