@@ -37,6 +37,8 @@ from batched import BatchedTransform
 
 RGB = tuple[float, float, float]
 HERE = Path(__file__).resolve().parent
+# Trained networks in output/reference, and whose they are.
+PRETRAINED = {"model_1": 1, "model_2": 2, "model_2_distilled": 2, "model_3": 3}
 
 # ---------------------------------------------------------------- stats and transforms
 
@@ -515,7 +517,7 @@ def load_pretrained(name: str) -> tuple[nn.Module, A.Compose]:
         logits = network(transform(image=image)["image"][None])  # image: uint8 (32, 32, 3)
 
     Args:
-        name: "model_1", "model_2" or "model_3".
+        name: "model_1", "model_2" or "model_3"; or "model_2_distilled", which learned from model 1.
 
     Returns:
         The network in eval mode on the CPU, and the transform that its images need.
@@ -524,11 +526,11 @@ def load_pretrained(name: str) -> tuple[nn.Module, A.Compose]:
         ValueError: no such network.
         OSError, CheckpointError: its weights are missing or damaged.
     """
-    number = name.removeprefix("model_")
-    if name != f"model_{number}" or number not in ("1", "2", "3"):
-        raise ValueError(f"no pretrained network {name!r}; there are model_1, model_2 and model_3")
+    if name not in PRETRAINED:
+        raise ValueError(f"no pretrained network {name!r}; there are {', '.join(PRETRAINED)}")
     folder = HERE / "output" / "reference" / name
-    network = getattr(importlib.import_module(name), f"CNN_Model_{number}")()
+    number = PRETRAINED[name]
+    network = getattr(importlib.import_module(f"model_{number}"), f"CNN_Model_{number}")()
     load_weights(network, folder / "weights.pt")
     settings = json.loads((folder / "settings.json").read_text())
     return network.eval(), test_transform(settings["mean"], settings["std"])
