@@ -135,5 +135,5 @@ def test_pretrained_networks_are_ready_for_inference(name, sample):
 
 @pytest.mark.parametrize("name", ["model_4", "2", "model_2/../model_2", ""])
 def test_other_names_of_pretrained_networks_are_refused(name):
-    with pytest.raises(ValueError, match="no pretrained network .*; there are model_1, model_2, "):
+    with pytest.raises(ValueError, match=r"no pretrained network .*; there are model_1, model_2, "):
         utils.load_pretrained(name)
