@@ -38,7 +38,13 @@ from batched import BatchedTransform
 RGB = tuple[float, float, float]
 HERE = Path(__file__).resolve().parent
 # Trained networks in output/reference, and whose they are.
-PRETRAINED = {"model_1": 1, "model_2": 2, "model_2_distilled": 2, "model_3": 3}
+PRETRAINED = {
+    "model_1": 1,
+    "model_2": 2,
+    "model_2_distilled": 2,
+    "model_3": 3,
+    "model_3_distilled": 3,
+}
 
 # ---------------------------------------------------------------- stats and transforms
 
@@ -517,7 +523,8 @@ def load_pretrained(name: str) -> tuple[nn.Module, A.Compose]:
         logits = network(transform(image=image)["image"][None])  # image: uint8 (32, 32, 3)
 
     Args:
-        name: "model_1", "model_2" or "model_3"; or "model_2_distilled", which learned from model 1.
+        name: "model_1", "model_2" or "model_3"; or "model_2_distilled" or "model_3_distilled",
+            which learned from model 1.
 
     Returns:
         The network in eval mode on the CPU, and the transform that its images need.
