@@ -354,7 +354,7 @@ def _name_points(figure: Figure, axes: Axes, rows: list, floor: float) -> None:
             (row.parameters, max(row.final, floor)),
             xytext=(0, 0),  # until its place is found below
             textcoords="offset points",
-            zorder=1,
+            zorder=3,  # the front may pass behind a name
             fontsize=8,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )
@@ -383,7 +383,7 @@ def progress(curves: list, published: list) -> bytes:
     networks = list(dict.fromkeys([row.network for row in published]))
     networks += [name for name in dict.fromkeys(c.network for c in curves) if name not in networks]
     colors = {name: f"C{number % 10}" for number, name in enumerate(networks)}
-    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    figure = Figure(figsize=(13, 6.5), layout="constrained")  # the list of names is wide
     axes = figure.subplots()
     for curve in sorted(curves, key=lambda curve: -curve.accuracies[-1]):
         axes.plot(
