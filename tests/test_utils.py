@@ -293,7 +293,7 @@ def test_files_that_are_not_these_weights_are_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["model_4", "2", "", "os", "model_../model_2"])
 def test_a_pretrained_network_that_there_is_not(name):
-    with pytest.raises(ValueError, match="there are model_1, model_2 and model_3"):
+    with pytest.raises(ValueError, match="there are model_1, model_2, model_2_dist"):
         utils.load_pretrained(name)
 
 
