@@ -96,7 +96,7 @@ class PairedConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        # Evaluation is exact, in float32; in bf16, a teacher answers a training.
+        # Evaluation, in float32, keeps PyTorch's own form; under autocast a teacher is asked.
         if not (self.training or torch.is_autocast_enabled("cpu")):
             return super().forward(x)
         images, channels, height, width = x.shape

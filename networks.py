@@ -22,8 +22,6 @@ import runs
 import utils
 from cli import UsageError
 
-HERE = Path(__file__).resolve().parent
-
 
 class Network(NamedTuple):
     """A model file: its name, network class, recipe, and the recipe that it was published with."""
@@ -65,7 +63,7 @@ def load_network(choice: str) -> Network:
     Raises:
         UsageError: no such file, or not exactly one network and a good RECIPE in it.
     """
-    path = HERE / f"model_{choice}.py" if choice in ("1", "2", "3") else Path(choice)
+    path = utils.HERE / f"model_{choice}.py" if choice in ("1", "2", "3") else Path(choice)
     if path.suffix != ".py" or not path.is_file():
         raise UsageError(f"{choice!r} is neither 1, 2 or 3 nor the path of a model file (.py)")
     spec = importlib.util.spec_from_file_location(path.stem, path)

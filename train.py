@@ -510,13 +510,13 @@ def load_teacher(
     """
     if not recipe.teacher:
         return None, None
-    folder = networks.HERE / recipe.teacher  # an absolute path stays what it is
+    folder = utils.HERE / recipe.teacher  # an absolute path stays what it is
     trained = networks.load_trained(folder)
     theirs = trained.settings.get("val_split")
     if theirs != held_out:
         raise UsageError(
             f"the teacher in {folder} was trained with --val-split {theirs}, this run has "
-            f"{held_out}: it would teach what is held out; train one with the same --val-split"
+            f"{held_out}, so they know different images; train one with the same --val-split"
         )
     network = networks.prepare(trained.network, device, precision)
     return utils.Teacher(network, recipe.teacher_weight, precision), {

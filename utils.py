@@ -37,14 +37,8 @@ from batched import BatchedTransform
 
 RGB = tuple[float, float, float]
 HERE = Path(__file__).resolve().parent
-# Trained networks in output/reference, and whose they are.
-PRETRAINED = {
-    "model_1": 1,
-    "model_2": 2,
-    "model_2_distilled": 2,
-    "model_3": 3,
-    "model_3_distilled": 3,
-}
+# What `load_pretrained` finds in output/reference.
+PRETRAINED = ("model_1", "model_2", "model_2_distilled", "model_3", "model_3_distilled")
 
 # ---------------------------------------------------------------- stats and transforms
 
@@ -536,10 +530,11 @@ def load_pretrained(name: str) -> tuple[nn.Module, A.Compose]:
     if name not in PRETRAINED:
         raise ValueError(f"no pretrained network {name!r}; there are {', '.join(PRETRAINED)}")
     folder = HERE / "output" / "reference" / name
-    number = PRETRAINED[name]
-    network = getattr(importlib.import_module(f"model_{number}"), f"CNN_Model_{number}")()
-    load_weights(network, folder / "weights.pt")
     settings = json.loads((folder / "settings.json").read_text())
+    class_name = settings["network"]  # CNN_Model_2, which model_2.py holds
+    module = importlib.import_module(class_name.removeprefix("CNN_").lower())
+    network = getattr(module, class_name)()
+    load_weights(network, folder / "weights.pt")
     return network.eval(), test_transform(settings["mean"], settings["std"])
 
 
