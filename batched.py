@@ -10,9 +10,14 @@ computes what Albumentations does, on the same rounded grey levels (tests/test_b
 """
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
+
+# Albumentations asks a server for a newer version while it is imported, unless told not to; so
+# every other file of ours takes it from here: from batched import A.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
 import cv2

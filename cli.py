@@ -5,10 +5,13 @@ Nothing here trains: text in, checked values out.
 
 import argparse
 import ast
+import contextlib
 import math
 import os
 import select
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import TextIO
@@ -17,10 +20,10 @@ import torch
 
 import cifar10
 import recipes
-import runs
-import utils
+from errors import Error, UsageError
 
 MOST_EPOCHS = 10_000
+LARGEST = recipes.LARGEST
 # What a flag that is not given means; of the others, that nothing was asked for.
 DEFAULTS = {
     "recipe": "tuned",
@@ -33,12 +36,28 @@ DEFAULTS = {
     "download_timeout": 60.0,
     "dry_run": False,
 }
+# What settings.json holds of a command line.
+ARGUMENT_TYPES = {
+    "model": str,
+    "epochs": int,
+    "recipe": str,
+    "batch_size": int | None,
+    "lr": float | None,
+    "weight_decay": float | None,
+    "set": list,
+    "seed": int,
+    "device": str | None,
+    "data_dir": str,
+    "output_dir": str,
+    "loader": str,
+    "workers": int | None,
+    "compile": bool,
+    "val_split": int | None,
+    "download_timeout": float,
+    "dry_run": bool,
+}
 # What may be given anew when a run is gone on with; everything else stays as it began.
-FREE_ON_RESUME = ("resume", "device", "data_dir", "output_dir", "download_timeout")
-
-
-class UsageError(ValueError):
-    """Something asked for that cannot be done; the message says what, why and what to do."""
+FREE_ON_RESUME = ("resume", "model", "device", "data_dir", "output_dir", "download_timeout")
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -52,23 +71,49 @@ def run(program: str, work: Callable[[], None]) -> int:
     """Does the work; returns the exit status.
 
     0: done. 1: it could not be done. 2: something else has to be asked for. 130 and the like: a
-    signal. Errors are one line on standard error.
+    signal. Errors are one line on standard error; a traceback is a fault of this repository.
     """
+    _prepare_streams()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as the doors set it for their imports
+        with contextlib.suppress(ValueError):  # not the main thread, which has no signals
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         work()
     except KeyboardInterrupt as error:
         print(f"\n{program}: interrupted", file=sys.stderr)
         return getattr(error, "status", 130)
-    except (UsageError, utils.DeviceError, runs.RunError) as error:
+    except (Error, OSError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
-        return 2
-    except (cifar10.DataError, utils.CheckpointError, utils.DivergedError, OSError) as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return 1
+        return getattr(error, "status", 1)
     except torch.OutOfMemoryError:
         print(f"{program}: error: out of GPU memory; give a smaller --batch-size", file=sys.stderr)
         return 1
+    except Exception as error:
+        place = _line_of_model_file(error)
+        if place is None:
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"{program}: error: {place}: {reason}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _prepare_streams() -> None:
+    """Output that is closed, or knows few characters, ends no work."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell: without this, the next file would take its place
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (open until the process ends)
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def _line_of_model_file(error: Exception) -> str | None:
+    """Where in a model file the error arose, if in one: whatever somebody's network may raise."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if isinstance(frame.f_globals.get("RECIPE"), dict):
+            return f"{frame.f_code.co_filename}, line {line}"
+    return None
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -105,15 +150,16 @@ def whole_number(lowest: int, highest: int | None = None) -> Callable[[str], int
 
 
 def real_number(positive: bool) -> Callable[[str], float]:
-    """A parser of finite numbers above 0 (positive) or from 0 up."""
+    """A parser of numbers up to LARGEST, above 0 (positive) or from 0 up."""
     allowed = "a number above 0" if positive else "a number from 0 up"
+    allowed += f", {LARGEST:g} at most"
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value) or value < 0 or (positive and value == 0):
+        if not 0 <= value <= LARGEST or (positive and value == 0):
             raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
         return value
 

@@ -72,8 +72,10 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         filters: dict[int, list[Tensor]] = {}  # by the number of groups of channels
         for module in model.modules():
-            if isinstance(module, nn.Conv2d) and module.weight.requires_grad:
-                filters.setdefault(module.groups, []).append(module.weight)
+            # A weight that is computed from others (weight_norm) is none; those others are SGD's.
+            weight = module._parameters.get("weight") if isinstance(module, nn.Conv2d) else None
+            if weight is not None and weight.requires_grad:
+                filters.setdefault(module.groups, []).append(weight)
         taken = {id(weight) for weights in filters.values() for weight in weights}
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
         other = {"lr": other_lr, "momentum": other_momentum, "channel_groups": 0}

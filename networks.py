@@ -6,35 +6,55 @@
 What is wrong with a model file, or with a folder of weights, is said in one line.
 """
 
+import ast
+import hashlib
 import importlib.util
 import inspect
+import io
+import sys
+import tokenize
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 import cifar10
 import cpu
 import recipes
 import runs
 import utils
-from cli import UsageError
+from errors import UsageError
+
+# Whose files a run's settings may name; a file that came along in output/ is none of ours.
+OUR_FOLDERS = (utils.HERE, utils.HERE / "baselines")
 
 
 class Network(NamedTuple):
-    """A model file: its name, network class, recipe, and the recipe that it was published with."""
+    """A model file: its network class, its recipe, and the recipe that it was published with."""
 
-    choice: str  # 1, 2, 3 or the file's absolute path
-    name: str
+    file: Path  # absolute
+    digest: str  # `code_digest` of the file
     build: Callable[[], nn.Module]
+    parameters: int
     recipe: recipes.Recipe
     published: recipes.Recipe | None
+    only_contiguous: str  # why it takes no channels_last images; "" if it does
 
     @property
-    def parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.build().parameters())
+    def name(self) -> str:
+        return self.file.stem
+
+    def precision(self, device: torch.device) -> utils.Precision:
+        """The device's precision, in a layout that the network takes."""
+        precision = utils.pick_precision(device)
+        if self.only_contiguous:
+            return precision._replace(memory_format=torch.contiguous_format)
+        return precision
 
     def ready(
         self, recipe: recipes.Recipe, device: torch.device, precision: utils.Precision
@@ -54,25 +74,59 @@ def prepare(network: nn.Module, device: torch.device, precision: utils.Precision
     return network
 
 
-def load_network(choice: str) -> Network:
-    """The network and recipe of model 1, 2, 3 or of a file, which is run as code.
-
-    A network is a torch.nn.Module class of that file that can be built without arguments; blocks
-    that need arguments, or whose name starts with an underscore, are taken for its parts.
+def find_file(choice: str) -> Path:
+    """The absolute path of the model file that 1, 2, 3 or a path means.
 
     Raises:
-        UsageError: no such file, or not exactly one network and a good RECIPE in it.
+        UsageError: no such file.
     """
     path = utils.HERE / f"model_{choice}.py" if choice in ("1", "2", "3") else Path(choice)
     if path.suffix != ".py" or not path.is_file():
         raise UsageError(f"{choice!r} is neither 1, 2 or 3 nor the path of a model file (.py)")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
+    return path.resolve()
+
+
+def load_network(choice: str) -> Network:
+    """The network and recipe of model 1, 2, 3 or of a file, which is run as code.
+
+    A network is a torch.nn.Module class of that file that can be built without arguments; blocks
+    that need arguments, whose name starts with an underscore, or that the network is derived from,
+    are taken for its parts.
+
+    Raises:
+        UsageError: no such file, or not exactly one network and a good RECIPE in it.
+    """
+    path = find_file(choice)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever somebody's code may raise
-        raise UsageError(f"{path} cannot be run: {type(error).__name__}: {error}") from None
-    networks = [
+        digest = code_digest(path)
+        module = _run_file(path, digest)
+    except (Exception, SystemExit) as error:  # whatever somebody's code may raise
+        raise UsageError(f"{path} cannot be run: {_reason(error, path)}") from None
+    build = _network_class(path, module)
+    if not isinstance(getattr(module, "RECIPE", None), dict):
+        raise UsageError(f"{path} has no RECIPE dictionary; take model_2.py's as a pattern")
+    recipe = _read_recipe(path, "RECIPE", module.RECIPE)
+    published = getattr(module, "PUBLISHED", None)
+    if published is not None:
+        published = _read_recipe(path, "PUBLISHED", published)
+    parameters, only_contiguous = _try_out(path, build)
+    return Network(path, digest, build, parameters, recipe, published, only_contiguous)
+
+
+def _run_file(path: Path, digest: str) -> ModuleType:
+    """The file as a module, by a name of its own: it may be called utils.py, or model_2.py too."""
+    name = f"{path.stem}_{digest[:12]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for it
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # for what the file imports from beside it
+    spec.loader.exec_module(module)
+    return module
+
+
+def _network_class(path: Path, module: ModuleType) -> type[nn.Module]:
+    classes = [
         value
         for name, value in vars(module).items()
         if inspect.isclass(value)
@@ -81,33 +135,60 @@ def load_network(choice: str) -> Network:
         and not name.startswith("_")
         and _needs_no_arguments(value)
     ]
-    if len(networks) != 1:
-        found = ", ".join(network.__name__ for network in networks) or "none"
+    bases = {base for value in classes for base in value.__mro__[1:]}
+    classes = [value for value in dict.fromkeys(classes) if value not in bases]
+    if len(classes) != 1:
+        found = ", ".join(value.__name__ for value in classes) or "none"
         raise UsageError(
             f"{path} must define one network (an nn.Module that is built without arguments); "
-            f"found: {found}"
+            f"found: {found}; begin the names of its parts with an underscore"
         )
-    if not isinstance(getattr(module, "RECIPE", None), dict):
-        raise UsageError(f"{path} has no RECIPE dictionary; take model_2.py's as a pattern")
-    recipe = _read_recipe(path, "RECIPE", module.RECIPE)
-    published = getattr(module, "PUBLISHED", None)
-    if published is not None:
-        published = _read_recipe(path, "PUBLISHED", published)
-    try:
-        with torch.inference_mode():
-            shape = tuple(networks[0]().eval()(torch.zeros(2, 3, 32, 32)).shape)
-    except Exception as error:  # whatever somebody's code may raise
-        raise UsageError(
-            f"{path}: {networks[0].__name__} fails on images (2, 3, 32, 32): {error}"
-        ) from None
+    return classes[0]
+
+
+def _try_out(path: Path, build: type[nn.Module]) -> tuple[int, str]:
+    """The number of parameters, and why it takes contiguous images only ("" if it takes both).
+
+    Raises:
+        UsageError: it does not turn images into 10 logits each.
+    """
+    name, failures = build.__name__, []
+    with torch.inference_mode():
+        for layout in (torch.channels_last, torch.contiguous_format):
+            try:
+                model = build().eval()
+                if any(is_lazy(parameter) for parameter in model.parameters()):
+                    raise UsageError(
+                        f"{path}: {name} has lazy layers, which have no weights before the first "
+                        "image; give their sizes"
+                    )
+                images = torch.zeros(2, 3, 32, 32).contiguous(memory_format=layout)
+                logits = model.to(memory_format=layout)(images)
+            except UsageError:
+                raise
+            except (Exception, SystemExit) as error:  # whatever somebody's code may raise
+                failures.append(_reason(error, path))
+                continue
+            break
+        else:
+            raise UsageError(f"{path}: {name} fails on images (2, 3, 32, 32): {failures[-1]}")
+    shape = tuple(getattr(logits, "shape", ())) or f"a {type(logits).__name__}"
     if shape != (2, len(cifar10.CLASSES)):
-        raise UsageError(
-            f"{path}: {networks[0].__name__} turns 2 images into {shape}; it must be (2, 10)"
-        )
-    own = choice not in ("1", "2", "3")
-    return Network(
-        str(path.resolve()) if own else choice, path.stem, networks[0], recipe, published
-    )
+        raise UsageError(f"{path}: {name} turns 2 images into {shape}; it must be (2, 10)")
+    return sum(parameter.numel() for parameter in model.parameters()), "".join(failures)
+
+
+def _reason(error: BaseException, path: Path) -> str:
+    """The error in one line, with the last line of the file that led to it."""
+    lines = [
+        line
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename == str(path)
+    ]
+    place = f"line {lines[-1]}: " if lines else ""
+    if isinstance(error, SystemExit):
+        return f"{place}it ends the program (sys.exit)"
+    return f"{place}{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _read_recipe(path: Path, name: str, recipe: object) -> recipes.Recipe:
@@ -127,20 +208,98 @@ def _needs_no_arguments(network: type) -> bool:
     )
 
 
+# ---------------------------------------------------------------- which code it is
+
+
+def code_digest(path: Path) -> str:
+    """SHA-256 (hexadecimal) of a model file's code, and of the files beside it that it imports.
+
+    Comments, docstrings and recipes are left out: weights stay this network's when a remark or
+    its RECIPE changes, and are another's as soon as its code does.
+
+    Raises:
+        OSError, SyntaxError, ValueError: it cannot be read as Python.
+    """
+    tree, code = _code_of(path)
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        for name in _imported_names(node)
+        if (path.parent / f"{name.split('.')[0]}.py").is_file()
+    }
+    beside = [_code_of(path.parent / f"{name}.py")[1] for name in sorted(imported)]
+    return hashlib.sha256("\0".join([code, *beside]).encode()).hexdigest()
+
+
+def _imported_names(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+
+
+def _code_of(path: Path) -> tuple[ast.Module, str]:
+    """A file's syntax tree, and its lines of code."""
+    with tokenize.open(path) as file:  # in the encoding that its first lines may name
+        source = file.read()
+    tree = ast.parse(source, str(path))
+    lines = source.split("\n")
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    remarks = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    ]
+    settings = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        and ast.unparse(getattr(node, "target", None) or node.targets[0]) in ("RECIPE", "PUBLISHED")
+    ]
+    for node in sorted([*remarks, *settings], key=lambda node: (-node.lineno, -node.col_offset)):
+        first, last = node.lineno - 1, node.end_lineno - 1
+        # Columns are counted in bytes of UTF-8.
+        before = lines[first].encode()[: node.col_offset].decode()
+        after = lines[last].encode()[node.end_col_offset :].decode()
+        lines[first : last + 1] = [before + after]
+    return tree, "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+# ---------------------------------------------------------------- trained weights
+
+
 class Trained(NamedTuple):
     """A trained network, and what its run says of it."""
 
-    name: str
-    network: nn.Module
+    source: Network
+    network: nn.Module  # in eval mode, on the CPU
     file: Path
     settings: dict  # empty for weights without a run
 
+    @property
+    def name(self) -> str:
+        return self.source.build.__name__
 
-def load_trained(path: Path, model: str | None = None) -> Trained:
+
+def load_trained(path: Path, model: str | None = None, named: Path | None = None) -> Trained:
     """The network of a run's folder or of a file of weights.
 
+    A model file is run as code, and a run's folder may come from anybody: only files of this
+    repository are taken because a run names them. Whichever file it is, its code must be that
+    which was trained.
+
+    Args:
+        path: the folder, or weights.pt, last.pt or best.pt.
+        model: 1, 2, 3 or the model file; None: what the run says.
+        named: a model file that the user has named, so that the run may name it too.
+
     Raises:
-        UsageError: no such weights, or nothing says whose they are.
+        UsageError: no such weights, nothing says whose they are, or they are another code's.
+        runs.RunError: the run's settings.json is damaged.
         utils.CheckpointError: the file does not hold this network's weights.
     """
     folder = path if path.is_dir() else path.parent
@@ -149,14 +308,49 @@ def load_trained(path: Path, model: str | None = None) -> Trained:
         raise UsageError(f"{file} is not there; give a run's folder or a file of weights")
     settings = {}
     if (folder / runs.Run.SETTINGS).is_file():
-        settings = runs.read_json(folder / runs.Run.SETTINGS)
-    if model is None:
-        model = settings.get("network", "").removeprefix("CNN_Model_")
-        if model not in ("1", "2", "3"):
-            model = settings.get("arguments", {}).get("model")
-        if model is None:
-            raise UsageError(f"nothing beside {file} says which network it is; give --model")
-    chosen = load_network(model)
-    network = chosen.build()
+        settings = runs.read_settings(folder)
+    if model is None and not settings:
+        raise UsageError(f"nothing beside {file} says which network it is; give --model")
+    source = network_of(folder, settings, model, named)
+    network = source.build()
     utils.load_weights(network, file)
-    return Trained(chosen.build.__name__, network.eval(), file, settings)
+    return Trained(source, network.eval(), file, settings)
+
+
+def network_of(
+    folder: Path, settings: dict, model: str | None = None, named: Path | None = None
+) -> Network:
+    """The network that a run trained, of the repository's file or the one that the user names.
+
+    Raises:
+        UsageError: it is no file of the repository and none was named, or the code is another.
+    """
+    trained = settings.get("model_sha256")
+    if model is None:
+        if trained is None or settings.get("model_file") is None:
+            raise UsageError(
+                f"{folder} does not say with which model file it was trained; it comes from an "
+                "older version of this code; name that file: --model FILE"
+            )
+        theirs = utils.HERE / settings["model_file"]
+        places = (theirs, utils.HERE / theirs.name)
+        ours = [path for path in places if path.resolve().parent in OUR_FOLDERS and path.is_file()]
+        ours += [path for path in (theirs,) if path == named]
+        if not ours:
+            raise UsageError(
+                f"{folder} was trained with {theirs}, which is no file of this repository; a model "
+                "file is run as code, so name it yourself with --model (or copy it, for a teacher, "
+                "beside model_2.py)"
+            )
+        model = str(ours[0])
+    path = find_file(model)
+    try:
+        digest = code_digest(path)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    if trained not in (None, digest):
+        raise UsageError(
+            f"{folder} was trained with other code than {path} holds now; put that back, or name "
+            "the file that was trained: --model FILE"
+        )
+    return load_network(model)

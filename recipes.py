@@ -7,12 +7,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-import albumentations as A
 import torch
 from torch import nn
 
 import utils
+from batched import A
+from errors import UsageError
 from muon import Muon
+
+LARGEST = 1e15  # of any number in a recipe: far above all sense; squared, float32 still holds it
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,11 @@ class Recipe:
     final_lr: float = 0.0  # where cosine ends
     clip_norm: float = 0.0  # longest gradient, all parameters as one vector; 0: any
     label_smoothing: float = 0.0
-    teacher: str = ""  # folder of a run, from the repository's: distilled from its network
+    teacher: str = ""  # folder of a run: distilled from its network
     teacher_weight: float = 0.8  # the teacher's share in the targets; the labels have the rest
     dropout: float = 1.0  # factor on the probabilities of the network's dropout layers
     transform: str = "standard"  # or crop_cutout, crop_affine_jitter; see utils.TRANSFORMS
-    augment: float = 0.5  # probability of Affine, and of CoarseDropout ...
+    augment: float = 0.5  # probability of the transform's steps that are not for every image ...
     augment_epochs: int = 1  # ... in runs of so many epochs or more; see `augmentation`
 
     def __post_init__(self) -> None:
@@ -54,17 +57,21 @@ class Recipe:
                 "muon, sgd or adamw",
             ),
             ("schedule", self.schedule in ("onecycle", "cosine"), "onecycle or cosine"),
-            ("lr", _number(self.lr) and 0 < self.lr < math.inf, "a number above 0"),
+            (
+                "lr",
+                _number(self.lr) and 0 < self.lr <= LARGEST,
+                f"a number above 0, {LARGEST:g} at most",
+            ),
             (
                 "weight_decay",
-                _number(self.weight_decay) and 0 <= self.weight_decay < math.inf,
-                "a number from 0 up",
+                _number(self.weight_decay) and 0 <= self.weight_decay <= LARGEST,
+                f"a number from 0 up, {LARGEST:g} at most",
             ),
             ("momentum", _number(self.momentum) and 0 < self.momentum < 1, "between 0 and 1"),
             (
                 "other_lr",
-                _number(self.other_lr) and 0 < self.other_lr < math.inf,
-                "a number above 0",
+                _number(self.other_lr) and 0 < self.other_lr <= LARGEST,
+                f"a number above 0, {LARGEST:g} at most",
             ),
             (
                 "muon_momentum",
@@ -73,30 +80,34 @@ class Recipe:
             ),
             (
                 "dropout",
-                _number(self.dropout) and 0 <= self.dropout < math.inf,
-                "a number from 0 up",
+                _number(self.dropout) and 0 <= self.dropout <= LARGEST,
+                f"a number from 0 up, {LARGEST:g} at most",
             ),
             ("augment", _number(self.augment) and 0 <= self.augment <= 1, "from 0 to 1"),
-            ("augment_epochs", _count(self.augment_epochs), "a whole number from 1 up"),
+            (
+                "augment_epochs",
+                _count(self.augment_epochs),
+                f"a whole number from 1 up, {LARGEST:g} at most",
+            ),
             ("nesterov", isinstance(self.nesterov, bool), "True or False"),
             (
                 "div_factor",
-                _number(self.div_factor) and 1 <= self.div_factor < math.inf,
-                "a number from 1 up",
+                _number(self.div_factor) and 1 <= self.div_factor <= LARGEST,
+                f"a number from 1 up, {LARGEST:g} at most",
             ),
             (
                 "final_lr",
-                _number(self.final_lr) and 0 <= self.final_lr < math.inf,
-                "a number from 0 up",
+                _number(self.final_lr) and 0 <= self.final_lr <= LARGEST,
+                f"a number from 0 up, {LARGEST:g} at most",
             ),
             (
                 "clip_norm",
-                _number(self.clip_norm) and 0 <= self.clip_norm < math.inf,
-                "a number from 0 up",
+                _number(self.clip_norm) and 0 <= self.clip_norm <= LARGEST,
+                f"a number from 0 up, {LARGEST:g} at most",
             ),
             (
                 "transform",
-                self.transform in utils.TRANSFORMS,
+                isinstance(self.transform, str) and self.transform in utils.TRANSFORMS,
                 f"one of {', '.join(utils.TRANSFORMS)}",
             ),
             ("warmup", _number(self.warmup) and 0 < self.warmup < 1, "between 0 and 1"),
@@ -111,8 +122,16 @@ class Recipe:
                 _number(self.teacher_weight) and 0 < self.teacher_weight <= 1,
                 "above 0 and at most 1",
             ),
-            ("batch_size", _count(self.batch_size), "a whole number from 1 up"),
-            ("target_epochs", _count(self.target_epochs), "a whole number from 1 up"),
+            (
+                "batch_size",
+                _count(self.batch_size),
+                f"a whole number from 1 up, {LARGEST:g} at most",
+            ),
+            (
+                "target_epochs",
+                _count(self.target_epochs),
+                f"a whole number from 1 up, {LARGEST:g} at most",
+            ),
             (
                 "target_accuracy",
                 _number(self.target_accuracy) and 0 < self.target_accuracy <= 100,
@@ -136,10 +155,12 @@ class Recipe:
             raise ValueError(str(error).partition("() ")[2]) from None
 
     def augmentation(self, epochs: int) -> float:
-        """The probability of Affine and of CoarseDropout in a run of so many epochs.
+        """The `probability` that the transform is built with, in a run of so many epochs.
 
-        Short runs never come to overfit; there, augmentation only hides the images. So it grows
-        with the square root of the epochs, up to `augment` at `augment_epochs`.
+        Of the hole, with "crop_cutout"; of Affine and the hole, each, with "standard"; see
+        utils.TRANSFORMS. Short runs never come to overfit; there, augmentation only hides the
+        images. So it grows with the square root of the epochs, up to `augment` at
+        `augment_epochs`.
         """
         return self.augment * min(1.0, math.sqrt(epochs / self.augment_epochs))
 
@@ -153,20 +174,30 @@ def _number(value: object) -> bool:
 
 
 def _count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST
 
 
 def scale_dropout(model: nn.Module, factor: float) -> None:
-    """Multiplies the probability of every nn.Dropout of the model by the recipe's factor.
+    """Multiplies the probability of every dropout of the model by the recipe's factor.
+
+    Dropout layers of all kinds, and the `dropout` of attention and of recurrent layers.
 
     Raises:
-        ValueError: a probability would be 1 or more.
+        UsageError: a probability would be 1 or more.
     """
+    if factor == 1:
+        return
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            if module.p * factor >= 1:
-                raise ValueError(f"dropout {factor} makes a probability of {module.p * factor:g}")
-            module.p *= factor
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            name = "p"
+        elif isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+            name = "dropout"
+        else:
+            continue
+        probability = getattr(module, name) * factor
+        if probability >= 1:
+            raise UsageError(f"dropout {factor:g} makes a probability of {probability:g}")
+        setattr(module, name, probability)
 
 
 def make_optimizer(
@@ -178,7 +209,15 @@ def make_optimizer(
     BatchNorm's scales and the biases are spared: pulling them to zero regularises nothing, since
     the next layer can scale back (He et al., 2019, https://arxiv.org/abs/1812.01187, "no bias
     decay").
+
+    Raises:
+        UsageError: nothing to train.
     """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise UsageError(
+            f"{type(model).__name__} has no parameter that requires a gradient: nothing to train"
+        )
     if recipe.optimizer == "muon":
         return Muon(
             model,
@@ -189,7 +228,6 @@ def make_optimizer(
             recipe.weight_decay,
             dtype,
         )
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

@@ -5,7 +5,8 @@
     run = Run.reopen(newest_unfinished("output"))
 
 Every file is written under a temporary name, flushed to disk and renamed: it is there whole or
-not at all, and a run that is cut off keeps what it had. While a process works in a folder it
+not at all, and a run that is cut off keeps what it had. The log alone grows by appended lines; one
+that was cut off is dropped when the run goes on. While a process works in a folder it
 holds the lock file in it, so that no second one goes on with the same run.
 """
 
@@ -28,6 +29,8 @@ from typing import Protocol
 import filelock
 import torch
 
+from errors import UsageError
+
 PACKAGES = (
     "torch",
     "torchvision",
@@ -46,7 +49,7 @@ class Scores(Protocol):
     accuracy: float
 
 
-class RunError(ValueError):
+class RunError(UsageError):
     """A run's folder that cannot be used; the message says which file and why."""
 
 
@@ -57,7 +60,6 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._log: list[str] = []
         self._lock = filelock.FileLock(folder / self.LOCK)
         try:
             self._lock.acquire(timeout=0)
@@ -105,20 +107,27 @@ class Run:
             raise RunError(f"{folder} is not a run's folder: there is no {cls.SETTINGS} in it")
         if is_finished(folder):
             raise RunError(f"{folder} is finished; there is nothing to go on with")
-        log = folder / cls.LOG
         run = cls(folder)
-        run._log = log.read_text().splitlines() if log.is_file() else []
+        whole, newline, cut_off = run._read_log().rpartition("\n")
+        if cut_off:
+            run.write(cls.LOG, whole + newline)
         return run
 
     def log(self, line: str = "") -> None:
         """Prints the line and adds it to train.log."""
         print(line, flush=True)
-        self._log.append(line)
-        self.write(self.LOG, "\n".join(self._log) + "\n")
+        with open(self.folder / self.LOG, "a", encoding="utf-8", errors="replace") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def logged(self, beginning: str) -> bool:
         """Whether a line of the log begins so."""
-        return any(line.startswith(beginning) for line in self._log)
+        return any(line.startswith(beginning) for line in self._read_log().splitlines())
+
+    def _read_log(self) -> str:
+        log = self.folder / self.LOG
+        return log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
 
     def write(self, name: str, content: str | bytes) -> Path:
         """Writes a whole file of the run; returns its path."""
@@ -164,6 +173,54 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise RunError(f"{path} holds no settings")
     return value
+
+
+# What a run's settings.json may hold, as far as anybody reads it.
+SETTINGS_TYPES = {
+    "network": str,
+    "model_file": str,
+    "model_sha256": str,
+    "parameters": int,
+    "epochs": int,
+    "recipe_name": str,
+    "recipe": dict,
+    "teacher": dict | None,
+    "seed": int,
+    "val_split": int | None,
+    "dry_run": bool,
+    "device": str,
+    "mean": list,
+    "std": list,
+    "data_sha256": dict,
+    "arguments": dict,
+}
+
+
+def read_settings(folder: Path) -> dict:
+    """A run's settings.json; what stands in it is of the right type, but may be missing.
+
+    Raises:
+        RunError: missing or damaged; names the file and the value.
+    """
+    path = folder / Run.SETTINGS
+    settings = read_json(path)
+    check_types(path, settings, SETTINGS_TYPES)
+    for name in ("mean", "std"):
+        values = settings.get(name, [0.0] * 3)
+        if len(values) != 3 or not all(isinstance(value, float | int) for value in values):
+            raise RunError(f"{path} is damaged: {name} is {values!r:.60}")
+    return settings
+
+
+def check_types(path: Path, values: dict, types: dict[str, type]) -> None:
+    """Refuses a file's values that are there, but of another type than is given.
+
+    Raises:
+        RunError: names the file and the value.
+    """
+    for name, kind in types.items():
+        if name in values and not isinstance(values[name], kind):
+            raise RunError(f"{path} is damaged: {name} is {values[name]!r:.60}")
 
 
 def write_file(path: Path, content: str | bytes) -> Path:
@@ -309,6 +366,7 @@ class History:
         """The results as a table; `evaluated` ("test" or "val") and `accuracy` are the final."""
         figures = self.summary()
         reached = figures["target_reached_at"]
+        best = "best.pt" if (folder / "best.pt").is_file() else "its weights are gone"
         rows = (
             (
                 f"final {evaluated} accuracy",
@@ -316,7 +374,7 @@ class History:
             ),
             (
                 f"best {self.split} accuracy",
-                f"{figures['best_accuracy']:.2f} %  (epoch {figures['best_epoch']}, best.pt; "
+                f"{figures['best_accuracy']:.2f} %  (epoch {figures['best_epoch']}, {best}; "
                 f"picked by looking at the {self.split} set)",
             ),
             (

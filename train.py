@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +21,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import albumentations as A
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # Ctrl-C during the slow imports below ends the process without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import numpy as np
 import torch
 from torch import nn
@@ -32,8 +36,8 @@ import plots
 import recipes
 import runs
 import utils
-from batched import BatchedTransform, UnknownTransformError
-from cli import UsageError
+from batched import A
+from errors import Error, UsageError
 from networks import Network, load_network
 from runs import Interrupts
 
@@ -77,7 +81,7 @@ def choose(args: argparse.Namespace) -> tuple[Network, int]:
 # ---------------------------------------------------------------- one run
 
 
-class StorageError(OSError):
+class StorageError(Error, OSError):
     """The run's folder cannot be written; the message says how to go on later."""
 
 
@@ -206,20 +210,26 @@ def run_training(
             (begin if fresh else go_on)(training, run)
             evaluation, stopped = fit(training, run, interrupts)
             if evaluation is not None:
-                report(training, run, evaluation, stopped)
+                with interrupts.held():
+                    report(training, run, evaluation, stopped)
+            if stopped is not None:
+                raise stopped
         except OSError as error:
             raise StorageError(
                 f"{error}; what was finished lies in {run.folder}: when this is mended, go on with "
-                f"{resume_command(run)}"
+                f"{resume_command(run, network)}"
             ) from None
-        if isinstance(stopped, KeyboardInterrupt):
-            run.log(f"Go on with: {resume_command(run)}")
-        if stopped is not None:
-            raise stopped
+        except KeyboardInterrupt:
+            if (run.folder / run.SETTINGS).is_file() and not runs.is_finished(run.folder):
+                run.log(f"Go on with: {resume_command(run, network)}")
+            raise
 
 
-def resume_command(run: runs.Run) -> str:
-    return shlex.join(["python", "train.py", "--resume", str(run.folder)])
+def resume_command(run: runs.Run, network: Network) -> str:
+    """What the user types to go on; he names the model file where a run may not (networks.py)."""
+    ours = network.file.parent in networks.OUR_FOLDERS
+    model = [] if ours else ["--model", str(network.file)]
+    return shlex.join(["python", "train.py", "--resume", str(run.folder), *model])
 
 
 def assemble(
@@ -231,30 +241,33 @@ def assemble(
         UsageError, utils.DeviceError: something asked for cannot be done.
     """
     device = utils.pick_device(args.device)
-    precision = utils.pick_precision(device)
+    precision = network.precision(device)
     images, labels, reported, test_split = split(data, args.val_split)
     recipe = choose_recipe(network, args, len(images))
     mean, std = utils.channel_stats(images)
     train_transform = recipe.train_transform(mean, std, epochs)
-    batched, workers, loader_line = choose_loader(args, train_transform)
+    chosen = utils.choose_loader(train_transform, args.loader, args.workers)
     loader = utils.make_loader(
         images,
         labels,
         train_transform,
         recipe.batch_size,
         shuffle=True,
-        batched=batched,
+        batched=chosen.batched,
         seed=args.seed,
-        workers=workers,
+        workers=chosen.workers,
         device=device,
         precision=precision,
     )
-    teacher, taught_by = load_teacher(recipe, args.val_split, device, precision)
-    summary = utils.summary_table(network.build())  # draws random numbers, so before the seed
+    teacher, taught_by = load_teacher(network, recipe, args.val_split, device)
     utils.seed_everything(args.seed)
-    model = network.ready(recipe, device, precision)
+    model = network.build()
+    summary = utils.summary_table(model)
+    model = networks.prepare(model, device, precision)
+    recipes.scale_dropout(model, recipe.dropout)
     optimizer = recipes.make_optimizer(model, recipe, precision.dtype)
     torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
+    why = network.only_contiguous
     described = f"{utils.describe(device)}, {precision.dtype}, {precision.memory_format}"
     return Training(
         network=network,
@@ -262,6 +275,8 @@ def assemble(
         recipe=recipe,
         settings={
             "network": network.build.__name__,
+            "model_file": utils.stored_path(network.file),
+            "model_sha256": network.digest,
             "parameters": network.parameters,
             "epochs": epochs,
             "recipe_name": args.recipe,
@@ -269,8 +284,8 @@ def assemble(
             "teacher": taught_by,
             "augmentation": recipe.augmentation(epochs),
             "seed": args.seed,
-            "loader": "batched" if batched else "albumentations",
-            "workers": workers,
+            "loader": "batched" if chosen.batched else "albumentations",
+            "workers": chosen.workers,
             "val_split": args.val_split,
             "dry_run": args.dry_run,
             "device": utils.describe(device),
@@ -280,7 +295,7 @@ def assemble(
             "std": std,
             "train_transform": A.to_dict(train_transform),
             "data_sha256": cifar10.digests(data),
-            "arguments": stored_arguments(args, network, epochs),
+            "arguments": stored_arguments(vars(args) | {"epochs": epochs}, network),
         },
         device=device,
         precision=precision,
@@ -307,7 +322,8 @@ def assemble(
             f"Network: {network.build.__name__}, {network.parameters:,} parameters, for {epochs} "
             f"epoch{'s' if epochs > 1 else ''} of {len(images):,} images, seed {args.seed}",
             f"Recipe: {', '.join(f'{key} {value}' for key, value in asdict(recipe).items())}",
-            loader_line,
+            chosen.line,
+            *([f"Layout: contiguous, since channels_last fails: {why}"] if why else []),
         ],
     )
 
@@ -327,10 +343,10 @@ def go_on(training: Training, run: runs.Run) -> None:
     """Brings the training, and files that were not written any more, to the last epoch's end.
 
     Raises:
-        UsageError: the code, the recipe or the data changed since the run began.
+        UsageError: the recipe or the data changed since the run began, or last.pt is gone.
         utils.CheckpointError: last.pt is damaged or not of this run.
     """
-    before = run.read_json("settings.json")
+    before = runs.read_settings(run.folder)
     now = json.loads(json.dumps(training.settings))
     for key in SETTLED:
         if before.get(key) != now[key]:
@@ -340,6 +356,14 @@ def go_on(training: Training, run: runs.Run) -> None:
             )
     path, history = run.folder / "last.pt", training.history
     if not path.is_file():
+        left = [
+            name for name in ("weights.pt", "best.pt", "log.csv") if (run.folder / name).is_file()
+        ]
+        if left:
+            raise UsageError(
+                f"{path} is gone, without which nothing can go on, though epochs were finished "
+                f"({', '.join(left)}); put it back, or start a new run"
+            )
         run.log("Resumed from the start: no epoch had been finished")
         return
     training.restore(path)
@@ -408,16 +432,18 @@ def fit(
                 training.seconds = before + time.perf_counter() - started
                 save_epoch(training, run)
                 run.log(history.line())
+        if evaluation is None or training.reported is not training.test_split:
+            evaluation = training.evaluate(training.test_split)
     except (KeyboardInterrupt, utils.DivergedError) as error:
         stopped = error
-        run.log(f"Stopped in epoch {len(history.rows) + 1}: {str(error) or 'Ctrl-C'}")
+        done = len(history.rows)
+        where = f"epoch {done + 1}" if done < training.epochs else "the last evaluation"
+        run.log(f"Stopped in {where}: {str(error) or 'Ctrl-C'}")
         if not history.rows:
             return None, stopped
-    if evaluation is None or (stopped is None and training.reported is not training.test_split):
-        if evaluation is None:  # no epoch since it was resumed; the weights may be half-way on
-            utils.load_weights(training.model, run.folder / "weights.pt")
-        final = training.reported if stopped is not None else training.test_split
-        evaluation = training.evaluate(final)
+    if evaluation is None:  # no epoch since it was resumed; the weights may be half-way on
+        utils.load_weights(training.model, run.folder / "weights.pt")
+        evaluation = training.evaluate(training.reported)
     return evaluation, stopped
 
 
@@ -443,11 +469,20 @@ def report(
     run.write_json("results.json", results)
 
 
-def stored_arguments(args: argparse.Namespace, network: Network, epochs: int) -> dict:
-    """The command line as a later --resume needs it."""
-    stored = {name: value for name, value in vars(args).items() if name != "resume"}
-    data_dir = str(Path(args.data_dir).resolve())
-    return stored | {"model": network.choice, "epochs": epochs, "data_dir": data_dir}
+def stored_arguments(given: dict, network: Network | None = None) -> dict:
+    """The command line as settings.json holds it: a later --resume may start in another folder."""
+    stored = {name: value for name, value in given.items() if name != "resume"}
+    for name in ("data_dir", "output_dir"):
+        if name in stored:
+            stored[name] = utils.stored_path(stored[name])
+    if "set" in stored:
+        stored["set"] = [
+            [key, utils.stored_path(value) if key == "teacher" and value else value]
+            for key, value in stored["set"]
+        ]
+    if network is not None:
+        stored["model"] = utils.stored_path(network.file)
+    return stored
 
 
 def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
@@ -466,16 +501,19 @@ def reopen(args: argparse.Namespace) -> tuple[runs.Run, Network, int, argparse.N
     folder = args.resume or runs.newest_unfinished(args.output_dir or cli.DEFAULTS["output_dir"])
     run = runs.Run.reopen(folder)
     try:
-        settings = run.read_json("settings.json")
-        stored = settings.get("arguments")
-        if not isinstance(stored, dict) or set(stored) != set(vars(args)) - {"resume"}:
+        settings = runs.read_settings(run.folder)
+        stored = settings.get("arguments", {})
+        if set(stored) != set(vars(args)) - {"resume"}:
             raise runs.RunError(
                 f"{run.folder}/settings.json does not say how the run was started; it comes from "
                 "another version of this code"
             )
+        runs.check_types(run.folder / run.SETTINGS, stored, cli.ARGUMENT_TYPES)
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in stored["set"]):
+            raise runs.RunError(f"{run.folder}/settings.json is damaged: set is {stored['set']}")
         given = {name: value for name, value in vars(args).items() if value is not None}
-        for name in given:
-            if name in cli.FREE_ON_RESUME or json.loads(json.dumps(given[name])) == stored[name]:
+        for name, value in stored_arguments(given).items():
+            if name in cli.FREE_ON_RESUME or json.loads(json.dumps(value)) == stored[name]:
                 continue
             flag = "--" + name.replace("_", "-")
             if name == "epochs":
@@ -487,20 +525,24 @@ def reopen(args: argparse.Namespace) -> tuple[runs.Run, Network, int, argparse.N
                 f"{run.folder} began with {flag} {stored[name]}, and going on cannot change that; "
                 f"leave {flag} out, or start a new run"
             )
+        network = networks.network_of(run.folder, settings, args.model)
         free = {name: given[name] for name in cli.FREE_ON_RESUME if name in given}
-        filled = argparse.Namespace(**(stored | {"resume": args.resume} | free))
-        filled.set = [tuple(pair) for pair in filled.set]
-        return run, load_network(filled.model), filled.epochs, filled
+        filled = argparse.Namespace(**(stored | {"resume": args.resume}))
+        filled.data_dir, filled.output_dir = (
+            str(utils.HERE / path) for path in (filled.data_dir, filled.output_dir)
+        )
+        filled.set = [
+            (key, str(utils.HERE / value) if key == "teacher" and value else value)
+            for key, value in filled.set
+        ]
+        return run, network, filled.epochs, argparse.Namespace(**(vars(filled) | free))
     except BaseException:
         run.close()
         raise
 
 
 def load_teacher(
-    recipe: recipes.Recipe,
-    held_out: int | None,
-    device: torch.device,
-    precision: utils.Precision,
+    network: Network, recipe: recipes.Recipe, held_out: int | None, device: torch.device
 ) -> tuple[utils.Teacher | None, dict | None]:
     """The network that the recipe distills from, and what settings.json says of it.
 
@@ -510,34 +552,21 @@ def load_teacher(
     """
     if not recipe.teacher:
         return None, None
-    folder = utils.HERE / recipe.teacher  # an absolute path stays what it is
-    trained = networks.load_trained(folder)
+    folder = utils.HERE / recipe.teacher  # as settings.json holds it
+    # The user has named one model file, this run's: a teacher of the same may be run as well.
+    trained = networks.load_trained(folder, named=network.file)
     theirs = trained.settings.get("val_split")
     if theirs != held_out:
         raise UsageError(
             f"the teacher in {folder} was trained with --val-split {theirs}, this run has "
             f"{held_out}, so they know different images; train one with the same --val-split"
         )
-    network = networks.prepare(trained.network, device, precision)
-    return utils.Teacher(network, recipe.teacher_weight, precision), {
+    precision = trained.source.precision(device)
+    teacher = networks.prepare(trained.network, device, precision)
+    return utils.Teacher(teacher, recipe.teacher_weight, precision), {
         "network": trained.name,
         "weights_sha256": hashlib.sha256(trained.file.read_bytes()).hexdigest(),
     }
-
-
-def choose_loader(args: argparse.Namespace, transform: A.Compose) -> tuple[bool, int, str]:
-    """Whether the loader is the batched one, its number of workers, and a line that says so."""
-    reason = "as --loader asks"
-    if args.loader == "batched":
-        try:
-            BatchedTransform.from_compose(transform)
-        except UnknownTransformError as error:
-            reason = f"because there is no batched form of {error}"
-        else:
-            idle = "" if args.workers is None else "; --workers is for --loader albumentations"
-            return True, 0, f"Loader: batched, on the device{idle}"
-    workers = utils.default_workers() if args.workers is None else args.workers
-    return False, workers, f"Loader: albumentations in {workers} worker processes, {reason}"
 
 
 def split(
@@ -573,9 +602,10 @@ def choose_recipe(network: Network, args: argparse.Namespace, size: int) -> reci
     given = {name: value for name, value in given.items() if value is not None} | dict(args.set)
     try:
         recipe = replace(recipe, **given)
-        recipes.scale_dropout(network.build(), recipe.dropout)
     except ValueError as error:
         raise UsageError(f"recipe: {error}") from None
+    if recipe.teacher:
+        recipe = replace(recipe, teacher=utils.stored_path(recipe.teacher))
     if args.dry_run and "batch_size" not in given:
         # The recipe's batches were not chosen for so few images.
         recipe = replace(recipe, batch_size=min(recipe.batch_size, size))

@@ -6,9 +6,7 @@ loop -> metrics.
 
 import contextlib
 import copy
-import importlib
 import io
-import json
 import math
 import os
 import random
@@ -19,21 +17,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-# Albumentations asks a server for a newer version while it is imported, unless told not to.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-import albumentations as A
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 import torchsummary
-from albumentations.pytorch import ToTensorV2
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 from tqdm import tqdm
 
-from batched import BatchedTransform
+from batched import A, BatchedTransform, ToTensorV2, UnknownTransformError
+from errors import Error, UsageError
 
 RGB = tuple[float, float, float]
 HERE = Path(__file__).resolve().parent
@@ -171,7 +165,7 @@ test_transform.__test__ = False  # pytest would take the name for a test's
 # ---------------------------------------------------------------- device and precision
 
 
-class DeviceError(ValueError):
+class DeviceError(UsageError):
     """A device that this machine does not have."""
 
 
@@ -275,6 +269,8 @@ class BatchSampler(Sampler):
 
     The order and every batch's seed follow from (seed, epoch) alone, so the batches of an epoch
     are the same for any number of workers, and an epoch can be repeated without the ones before.
+    The last batch holds what is left over; a single image joins the batch before it, since
+    BatchNorm1d cannot be trained with one.
     """
 
     def __init__(self, size: int, batch_size: int, *, shuffle: bool, seed: int = 0) -> None:
@@ -289,18 +285,20 @@ class BatchSampler(Sampler):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(self.size / self.batch_size)
+        alone = self.size % self.batch_size == 1 and self.batch_size < self.size
+        return math.ceil(self.size / self.batch_size) - (alone and self.batch_size > 1)
 
-    def draw(self) -> tuple[np.ndarray, list[int]]:
-        """The epoch's order of the images, int64 (size,), and a seed for each batch."""
+    def draw(self) -> tuple[list[np.ndarray], list[int]]:
+        """The indices of each of the epoch's batches, int64 (N,), and a seed for each."""
         generator = np.random.default_rng((self.seed, self.epoch))
         order = generator.permutation(self.size) if self.shuffle else np.arange(self.size)
-        return order, generator.integers(2**31, size=len(self)).tolist()
+        seeds = generator.integers(2**31, size=len(self)).tolist()
+        ends = [number * self.batch_size for number in range(1, len(self))]
+        return np.split(order, ends), seeds
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
-        order, seeds = self.draw()
-        for number, seed in enumerate(seeds):
-            yield seed, order[number * self.batch_size : (number + 1) * self.batch_size]
+        batches, seeds = self.draw()
+        yield from zip(seeds, batches, strict=True)
 
 
 class TransformedBatches(Dataset):
@@ -361,9 +359,10 @@ class BatchedLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self.dataset.tensors
-        order, seeds = self.sampler.draw()
+        batches, seeds = self.sampler.draw()
         self.generator.manual_seed(seeds[0])
-        for index in torch.from_numpy(order).to(images.device).split(self.sampler.batch_size):
+        order = torch.from_numpy(np.concatenate(batches)).to(images.device)
+        for index in order.split([len(batch) for batch in batches]):
             batch = self.transform(images[index], self.generator, *self.precision)
             yield batch, labels[index]
 
@@ -387,7 +386,6 @@ def make_loader(
     """Batches of (images (N, 3, 32, 32), labels int64 (N,)), augmented and normalised.
 
     Call `loader.sampler.set_epoch(epoch)` before each epoch: it decides the order and the draws.
-    The last batch holds what is left over.
 
     Args:
         images, labels: uint8 (N, 32, 32, 3) and uint8 (N,).
@@ -425,6 +423,37 @@ def make_loader(
     )
 
 
+class LoaderChoice(NamedTuple):
+    """How a transform is run: arguments of `make_loader`, and a line that says so."""
+
+    batched: bool
+    workers: int
+    line: str
+
+
+def choose_loader(
+    transform: A.Compose, wanted: str = "batched", workers: int | None = None
+) -> LoaderChoice:
+    """The batched loader where the transform has a batched form, Albumentations' elsewhere.
+
+    Args:
+        wanted: "batched" or "albumentations".
+        workers: processes of Albumentations' loader; None: `default_workers`.
+    """
+    reason = "as --loader asks"
+    if wanted == "batched":
+        try:
+            BatchedTransform.from_compose(transform)
+        except UnknownTransformError as error:
+            reason = f"because there is no batched form of {error}"
+        else:
+            idle = "" if workers is None else "; --workers is for --loader albumentations"
+            return LoaderChoice(True, 0, f"Loader: batched, on the device{idle}")
+    workers = default_workers() if workers is None else workers
+    line = f"Loader: albumentations in {workers} worker processes, {reason}"
+    return LoaderChoice(False, workers, line)
+
+
 def _init_worker(worker: int) -> None:
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
@@ -446,18 +475,34 @@ def validation_split(size: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def summary_table(model: nn.Module) -> str:
-    """torchsummary's table for an image (3, 32, 32), made on a copy of the model.
+    """torchsummary's table for an image (3, 32, 32); one line where it cannot make one.
 
-    torchsummary prints, runs the model in train mode (which moves BatchNorm's statistics), and
-    wants it on the CPU.
+    torchsummary prints, draws images at random, runs the model in train mode (which moves
+    BatchNorm's statistics), and wants it on the CPU; so it gets a copy, and the generator is put
+    back. It knows no recurrent layers, no attention, and no layers that return a dictionary: none
+    of that keeps a network from being trained.
     """
     text = io.StringIO()
-    with contextlib.redirect_stdout(text):
-        torchsummary.summary(copy.deepcopy(model).cpu(), (3, 32, 32), device="cpu")
+    try:
+        with contextlib.redirect_stdout(text), torch.random.fork_rng(devices=[]):
+            torchsummary.summary(copy.deepcopy(model).cpu(), (3, 32, 32), device="cpu")
+    except Exception as error:  # whatever it stumbles over
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return f"torchsummary can make no table of {type(model).__name__}: {reason}\n"
     return text.getvalue()
 
 
-class CheckpointError(ValueError):
+def stored_path(path: str | Path) -> str:
+    """A path as files of a run hold it: from the repository if it lies in it, else absolute.
+
+    `HERE / stored_path(path)` is the path again, from whichever folder, and for what lies in the
+    repository on whichever machine.
+    """
+    path = Path(path).resolve()
+    return path.relative_to(HERE).as_posix() if path.is_relative_to(HERE) else str(path)
+
+
+class CheckpointError(Error, ValueError):
     """A file that is damaged, or does not hold what is wanted of it."""
 
 
@@ -525,23 +570,21 @@ def load_pretrained(name: str) -> tuple[nn.Module, A.Compose]:
 
     Raises:
         ValueError: no such network.
-        OSError, CheckpointError: its weights are missing or damaged.
+        OSError, CheckpointError: its weights are missing or damaged, or the network's code is no
+            longer that which was trained.
     """
     if name not in PRETRAINED:
         raise ValueError(f"no pretrained network {name!r}; there are {', '.join(PRETRAINED)}")
-    folder = HERE / "output" / "reference" / name
-    settings = json.loads((folder / "settings.json").read_text())
-    class_name = settings["network"]  # CNN_Model_2, which model_2.py holds
-    module = importlib.import_module(class_name.removeprefix("CNN_").lower())
-    network = getattr(module, class_name)()
-    load_weights(network, folder / "weights.pt")
-    return network.eval(), test_transform(settings["mean"], settings["std"])
+    from networks import load_trained  # which needs this file itself
+
+    trained = load_trained(HERE / "output" / "reference" / name)
+    return trained.network, test_transform(trained.settings["mean"], trained.settings["std"])
 
 
 # ---------------------------------------------------------------- loops
 
 
-class DivergedError(RuntimeError):
+class DivergedError(Error, RuntimeError):
     """The loss became NaN or infinite."""
 
 
@@ -570,6 +613,7 @@ class Teacher:
     Args:
         network: in eval mode, on the device of the training.
         weight: of its answers in the mixture, from 0 to 1.
+        precision: of its forward pass, with the layout that it takes.
     """
 
     def __init__(self, network: nn.Module, weight: float, precision: Precision) -> None:
@@ -580,6 +624,7 @@ class Teacher:
     @torch.no_grad()
     def targets(self, images: Tensor, labels: Tensor) -> Tensor:
         """The probability of each class, float32 (N, classes), for labels int64 (N,)."""
+        images = images.to(memory_format=self.precision.memory_format)
         with self.precision.autocast(images.device):
             logits = self.network(images)
         answers = logits.float().softmax(dim=1)

@@ -20,6 +20,32 @@ from torchvision.datasets import CIFAR10 as Official
 import cifar10
 
 
+# A model file with convolutions, BatchNorm and dropout that trains in no time.
+SMALL_NETWORK = """
+import torch
+from torch import nn
+
+
+RECIPE = dict(
+    optimizer="sgd", lr=0.05, weight_decay=5e-4, schedule="onecycle", batch_size=100,
+    target_accuracy=85.0, target_epochs=60,
+)
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=4, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.dropout = nn.Dropout(0.2)
+        self.linear = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x)))
+        return self.linear(self.dropout(x).mean(dim=(2, 3)))
+"""
+
+
 def pytest_configure() -> None:
     """One thread for each process, those of the tests' command lines too: two tests run at once."""
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 import cifar10
+import networks
 import utils
 from model_2 import CNN_Model_2
 from tests.conftest import call_main
@@ -25,7 +26,13 @@ def run(tmp_path, monkeypatch, sample):
     folder = tmp_path / "run"
     folder.mkdir()
     torch.save(CNN_Model_2().state_dict(), folder / "weights.pt")
-    settings = {"network": "CNN_Model_2", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    settings = {
+        "network": "CNN_Model_2",
+        "model_file": "model_2.py",
+        "model_sha256": networks.code_digest(utils.HERE / "model_2.py"),
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.4],
+    }
     (folder / "settings.json").write_text(json.dumps(settings))
     return folder
 
@@ -143,6 +150,14 @@ def test_held_out_images_of_a_run(run, sample, capsys, tmp_path):
     assert status == 2
     assert "comes from no run with --val-split" in error
     settings = json.loads((run / "settings.json").read_text()) | {"val_split": 100}
+    other = cifar10.digests(sample) | {"train_images": "0" * 64}
+    for trained_on in (None, other):
+        settings["data_sha256"] = trained_on or {}
+        (run / "settings.json").write_text(json.dumps(settings))
+        status, _, error = call(evaluate, capsys, run, "--split", "val")
+        assert status == 2
+        assert "was trained on other images than these" in error
+    settings["data_sha256"] = cifar10.digests(sample)
     (run / "settings.json").write_text(json.dumps(settings))
     status, out, error = call(
         evaluate, capsys, run, "--split", "val", "--device", "cpu", "--output-dir", tmp_path / "o"

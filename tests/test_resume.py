@@ -48,6 +48,12 @@ def call(capsys, *arguments: object) -> tuple[int, str, str]:
     return call_main(train.main, capsys, arguments)
 
 
+def resume(capsys, folder: Path, *arguments: object) -> tuple[int, str, str]:
+    """Goes on with the run, and names its model file, which it may not do itself."""
+    model = json.loads((folder / "settings.json").read_text())["model_file"]
+    return call(capsys, "--resume", folder, "--model", ROOT / model, *arguments)
+
+
 def flags(network: str, output: Path) -> tuple[object, ...]:
     return ("--dry-run", "--model", network, "--epochs", 3, "--output-dir", output)
 
@@ -106,10 +112,10 @@ def test_a_resumed_run_ends_with_the_same_weights(
     assert status == 130
     folder = only(cut)
     assert f"Stopped in epoch {epoch}: Ctrl-C" in out
-    assert f"Go on with: python train.py --resume {folder}" in out
+    assert f"Go on with: python train.py --resume {folder} --model {network}" in out
     torch.rand(17)  # the state of this process must not matter
     random.random()
-    status, out, error = call(capsys, "--resume", "--output-dir", cut)
+    status, out, error = call(capsys, "--resume", "--output-dir", cut, "--model", network)
     assert status == 0, error
     assert only(cut) == folder
     torture.check_finished(folder, torture.weights_of(only(whole)))
@@ -217,14 +223,14 @@ def cut(stopped_run, tmp_path) -> Path:
         (("--seed", 1), "began with --seed 0"),
         (("--recipe", "published"), "began with --recipe tuned"),
         (("--set", "augment=0.1"), "began with --set []"),
-        (("--model", "2"), "began with --model "),
+        (("--model", "2"), "was trained with other code than"),
         (("--loader", "albumentations"), "began with --loader batched"),
         (("--device", "tpu"), "no device 'tpu' here"),
     ],
 )
 def test_what_a_run_began_with_stays(arguments, message, cut, capsys):
     before = {path.name: path.read_bytes() for path in cut.iterdir()}
-    status, _, error = call(capsys, "--resume", cut, *arguments)
+    status, _, error = resume(capsys, cut, *arguments)
     assert status == 2
     assert message in error
     assert error.count("\n") == 1
@@ -232,7 +238,7 @@ def test_what_a_run_began_with_stays(arguments, message, cut, capsys):
 
 
 def test_flags_that_say_the_same_are_no_change(cut, capsys):
-    status, _, error = call(capsys, "--resume", cut, "--epochs", 3, "--seed", 0)
+    status, _, error = resume(capsys, cut, "--epochs", 3, "--seed", 0)
     assert status == 0, error
 
 
@@ -242,14 +248,14 @@ def test_a_recipe_or_augmentation_that_was_edited_meanwhile_is_refused(
     text = Path(network).read_text()
     Path(network).write_text(text.replace("lr=0.05", "lr=0.06"))
     try:
-        status, _, error = call(capsys, "--resume", cut)
+        status, _, error = resume(capsys, cut)
     finally:
         Path(network).write_text(text)
     assert status == 2
     assert "its recipe is not what it began with (lr: 0.05 then, 0.06 now)" in error
     edited = utils.train_transform((0, 0, 0), (1, 1, 1))
     monkeypatch.setitem(utils.TRANSFORMS, "standard", lambda *_: edited)
-    status, _, error = call(capsys, "--resume", cut)
+    status, _, error = resume(capsys, cut)
     assert status == 2
     assert "its train_transform is not what it began with; put that back" in error
 
@@ -263,8 +269,8 @@ def test_nothing_to_resume(cut, capsys, tmp_path):
         assert status == 2
         assert message in error
         assert error.count("\n") == 1
-    assert call(capsys, "--resume", cut)[0] == 0
-    status, _, error = call(capsys, "--resume", cut)
+    assert resume(capsys, cut)[0] == 0
+    status, _, error = resume(capsys, cut)
     assert (status, "is finished; there is nothing to go on with" in error) == (2, True)
     status, _, error = call(capsys, "--resume", "--output-dir", cut.parent)
     assert (status, "there is no unfinished run" in error) == (2, True)
@@ -272,11 +278,11 @@ def test_nothing_to_resume(cut, capsys, tmp_path):
 
 def test_a_run_that_is_being_trained_is_left_alone(cut, capsys):
     with runs.Run.reopen(cut):
-        status, _, error = call(capsys, "--resume", cut)
+        status, _, error = resume(capsys, cut)
         assert (status, "is in use: another process trains this run" in error) == (2, True)
         status, _, error = call(capsys, "--resume", "--output-dir", cut.parent)
         assert (status, "there is no unfinished run" in error) == (2, True)
-    assert call(capsys, "--resume", cut)[0] == 0
+    assert resume(capsys, cut)[0] == 0
 
 
 def test_the_newest_unfinished_run_is_taken(cut):
@@ -296,7 +302,7 @@ def test_a_checkpoint_of_another_network_is_refused(cut, network, capsys):
     checkpoint = utils.read_checkpoint(cut / "last.pt")
     checkpoint["model"]["9.bias"] = torch.zeros(11)
     torch.save(checkpoint, cut / "last.pt")
-    status, _, error = call(capsys, "--resume", cut)
+    status, _, error = resume(capsys, cut)
     assert status == 1
     assert f"{cut}/last.pt does not hold the weights of Small: 9.bias is (11,) there" in error
 
@@ -306,7 +312,7 @@ def test_a_checkpoint_of_another_network_is_refused(cut, network, capsys):
 def test_a_checkpoint_with_something_else_in_it_is_refused(key, value, cut, capsys):
     checkpoint = utils.read_checkpoint(cut / "last.pt")
     torch.save(checkpoint | {key: value}, cut / "last.pt")
-    status, _, error = call(capsys, "--resume", cut)
+    status, _, error = resume(capsys, cut)
     if key == "seconds" and value == 3:
         assert status == 0
         return
@@ -345,7 +351,7 @@ def test_damaged_checkpoints_are_noticed_or_harmless(cut, capsys):
     assert len(messages) > 200
     assert all(str(cut / "last.pt") in text and "\n" not in text for text in messages)
     (cut / "last.pt").write_bytes(whole[: len(whole) // 2])
-    status, _, error = call(capsys, "--resume", cut)
+    status, _, error = resume(capsys, cut)
     assert status == 1
     assert "is not a whole checkpoint" in error
     assert error.count("\n") == 1
@@ -393,6 +399,16 @@ def fail_writing(monkeypatch, name: str, error: OSError, after: int = 0) -> None
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", failing)
+    log = runs.Run.log
+
+    def failing_log(run: runs.Run, line: str = "") -> None:
+        if name == run.LOG:
+            calls.append(1)
+            if len(calls) > after:
+                raise error
+        log(run, line)
+
+    monkeypatch.setattr(runs.Run, "log", failing_log)
 
 
 FULL = OSError(28, "No space left on device")
@@ -418,7 +434,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     assert not list(folder.glob("*.part"))
     assert not list(folder.glob(".*.part"))
     torture.check_files(folder)
-    status, _, error = call(capsys, "--resume", folder)
+    status, _, error = resume(capsys, folder)
     assert status == 0, error
     torture.check_finished(folder, torture.weights_of(only(tmp_path / "whole")))
 

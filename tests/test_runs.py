@@ -5,6 +5,7 @@ import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_results_table_and_summary():
     assert figures["target_reached_at"] == 2
     assert figures["gap_points"] == pytest.approx(74.166 - 85.0)
     assert figures["train_seconds"] == 36.0
-    table = history.table("test", 85.0, 40.0, "output/x")
+    table = history.table("test", 85.0, 40.0, Path("output/x"))
     for part in ("85.00 %", "86.00 %", "reached at epoch 2", "-10.83 points", "output/x", "40s"):
         assert part in table
 

@@ -63,7 +63,7 @@ def logits_of(
     device: torch.device,
 ) -> np.ndarray:
     """What the network answers, float32 (N, 10)."""
-    precision = utils.pick_precision(device)._replace(dtype=torch.float32)
+    precision = trained.source.precision(device)._replace(dtype=torch.float32)
     loader = utils.make_loader(
         images,
         labels,
@@ -137,6 +137,12 @@ def images_of(
     if not held_out:
         raise cli.UsageError(
             f"{trained.file} comes from no run with --val-split: it has seen all training images"
+        )
+    if cifar10.digests(data) != trained.settings.get("data_sha256"):
+        raise cli.UsageError(
+            f"{trained.file} was trained on other images than these (a run with --dry-run on "
+            "data/sample, all others on CIFAR-10), so nothing says which of these it has not seen; "
+            "add or leave out --dry-run"
         )
     _, out = utils.validation_split(len(data.train_images), held_out)
     return f"{held_out:,} held-out images", data.train_images[out], data.train_labels[out]

@@ -139,17 +139,21 @@ def find(args: argparse.Namespace) -> None:
         raise cli.UsageError(f"--low {args.low:g} must be below --high {args.high:g}")
     network = networks.load_network(args.model)
     device = utils.pick_device(args.device)
-    precision = utils.pick_precision(device)
+    precision = network.precision(device)
     data = cli.load_data(args)
     recipe = network.recipe
+    transform = recipe.train_transform(*utils.channel_stats(data.train_images), epochs=1)
+    chosen = utils.choose_loader(transform)
     loader = utils.make_loader(
         data.train_images,
         data.train_labels,
-        recipe.train_transform(*utils.channel_stats(data.train_images), epochs=1),
+        transform,
         min(recipe.batch_size, len(data.train_images)),
         shuffle=True,
         device=device,
         precision=precision,
+        batched=chosen.batched,
+        workers=chosen.workers,
         seed=args.seed,
     )
     utils.seed_everything(args.seed)

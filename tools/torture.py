@@ -214,6 +214,7 @@ class Torture:
                     # Both forms of --resume must find it.
                     named = ["--resume", str(folder)] if self.draw.random() < 0.5 else ["--resume"]
                     arguments = [*named, "--output-dir", str(output)]
+                    arguments += ["--model", str(self.network)]
                     continue
                 status = 0
                 break
