@@ -7,6 +7,7 @@ import pytest
 from albumentations.pytorch import ToTensorV2
 from PIL import Image, ImageSequence
 
+import cli
 import utils
 from tests.conftest import call_main
 from tools import demo_transforms, pictures, validate_transforms
@@ -227,3 +228,90 @@ def test_a_picture_that_is_none_is_refused(capsys, tmp_path):
         assert status == 2
         assert f"{path} cannot be read as a picture" in error
         assert error.count("\n") == 1
+
+
+def test_a_picture_is_turned_upright_as_its_exif_entry_says(tmp_path):
+    upright = np.zeros((64, 64, 3), dtype=np.uint8)
+    upright[:32], upright[:, :32, 2] = (200, 60, 0), 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side: to be turned a quarter, clockwise, when shown
+    Image.fromarray(upright).save(tmp_path / "upright.png")
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "lying.png", exif=exif)
+    wanted = pictures.read_picture(tmp_path / "upright.png")
+    assert (pictures.read_picture(tmp_path / "lying.png") == wanted).all()
+    assert not (wanted == np.rot90(wanted)).all()
+
+
+def test_a_damaged_exif_entry_does_not_cost_the_picture(tmp_path):
+    Image.new("RGB", (40, 40), (10, 200, 30)).save(tmp_path / "a.png", exif=b"Exif\0\0nonsense")
+    assert (pictures.read_picture(tmp_path / "a.png") == (10, 200, 30)).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor"),
+    [("a.png", 257), ("a.pgm", 257), ("little.tif", 257), ("big.tif", 257), ("float.tif", 1 / 255)],
+)
+def test_grey_of_more_than_8_bits_is_that_of_8(kind, factor, sample, tmp_path):
+    grey = np.array(Image.fromarray(sample.train_images[0]).convert("L"))
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    types = {"little.tif": "<u2", "big.tif": ">u2", "float.tif": "<f4"}
+    deep = Image.fromarray((grey * np.float64(factor)).astype(types.get(kind, "<u2")))
+    deep.save(tmp_path / kind)
+    assert Image.open(tmp_path / kind).mode in ("I;16", "I;16B", "I", "F")
+    wanted = pictures.read_picture(tmp_path / "8.png").astype(int)
+    assert np.abs(pictures.read_picture(tmp_path / kind) - wanted).max() <= 1
+    assert wanted.max() - wanted.min() > 100
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "mode"), [(-70_000, 70_000, "I"), (0, 1_000_000, "I"), (0, 255, "F")]
+)
+def test_greys_beyond_16_bits_are_stretched(low, high, mode, tmp_path):
+    values = np.full((32, 32), low, dtype="<i4" if mode == "I" else "<f4")
+    values[:, 16:] = high
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert Image.open(tmp_path / "a.tif").mode == mode
+    picture = pictures.read_picture(tmp_path / "a.tif")
+    assert (picture[:, :16] == 0).all()
+    assert (picture[:, 16:] == 255).all()
+
+
+def test_floats_that_are_no_numbers_are_refused(tmp_path):
+    Image.fromarray(np.full((32, 32), np.nan, dtype="<f4")).save(tmp_path / "a.tif")
+    with pytest.raises(cli.UsageError, match=r"a\.tif cannot be read as a picture: .*NaN"):
+        pictures.read_picture(tmp_path / "a.tif")
+
+
+FORMATS = "PNG JPEG TIFF WEBP GIF PPM ICO PCX SGI TGA BMP DDS IM JPEG2000 AVIF QOI SPIDER BLP"
+
+
+@pytest.mark.parametrize("kind", FORMATS.split())
+def test_a_damaged_picture_of_any_format_is_refused_in_one_line(kind, sample, tmp_path):
+    """Whatever Pillow raises: of these AVIF a SyntaxError, BLP a NotImplementedError."""
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow has no {kind}")
+    image = Image.fromarray(sample.train_images[0])
+    image = image.convert({"SPIDER": "F", "BLP": "P"}.get(kind, "RGB"))
+    path = tmp_path / "a.picture"
+    image.save(path, kind)
+    whole = path.read_bytes()
+    pictures.read_picture(path)
+    cuts = {f"cut at {end}": whole[:end] for end in (len(whole) // 2, len(whole) - 30)}
+    if kind == "BLP":
+        cuts["of unknown compression"] = whole[:4] + b"\x09" + whole[5:]
+    for what, content in cuts.items():
+        path.write_bytes(content)
+        with pytest.raises(cli.UsageError) as caught:
+            pictures.read_picture(path)
+        assert str(caught.value).startswith(f"{path} cannot be read as a picture: "), what
+        assert "\n" not in str(caught.value)
+
+
+def test_ctrl_c_while_a_picture_is_read_is_no_damage(tmp_path, monkeypatch):
+    def interrupt(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image, "open", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pictures.read_picture(tmp_path / "a.png")
