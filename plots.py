@@ -1,6 +1,7 @@
 """The pictures of a run: numbers in, PNG bytes out."""
 
 import io
+import textwrap
 from collections.abc import Iterable
 
 import numpy as np
@@ -291,18 +292,17 @@ def reliability(calibration: tuple, title: str) -> bytes:
     return _png(figure)
 
 
-def comparison(rows: list, front: list) -> bytes:
+def comparison(rows: list, front: list, note: str = "") -> bytes:
     """Accuracy against parameters, published and measured, with the Pareto front.
-
-    What lies far below all published figures stands as a triangle at the lower edge, with its
-    accuracy beside its name: a run of two epochs would leave no room for the others.
 
     Args:
         rows: each with network, source ("published" or not), changes (to its recipe, for its
             name), epochs, parameters, final (percent), final_std.
         front: those that nothing smaller beats, by rising size.
+        note: small print below the picture.
     """
     figure = Figure(figsize=(11, 6.5), layout="constrained")
+    _footnote(figure, note)
     axes = figure.subplots()
     steps = {"color": MARK, "linestyle": "--", "alpha": 0.7, "drawstyle": "steps-post"}
     axes.plot(
@@ -312,10 +312,8 @@ def comparison(rows: list, front: list) -> bytes:
         **steps,
     )
     low, high = min(row.parameters for row in rows), max(row.parameters for row in rows)
-    floor = min(row.final for row in rows if row.source == "published") - 2
     for name, color, marker in (("published", TEST, "s"), ("measured here", TRAIN, "o")):
-        every = [row for row in rows if (row.source == "published") == (name == "published")]
-        chosen = [row for row in every if row.final >= floor]
+        chosen = [row for row in rows if (row.source == "published") == (name == "published")]
         axes.errorbar(
             [row.parameters for row in chosen],
             [row.final for row in chosen],
@@ -326,8 +324,6 @@ def comparison(rows: list, front: list) -> bytes:
             capsize=3,
             label=name,
         )
-        below = [row.parameters for row in every if row.final < floor]
-        axes.plot(below, [floor] * len(below), marker="v", linestyle="none", color=color)
     axes.set_xscale("log")
     axes.set_xlim(low / 3.2, high * 4)  # room for the names
     axes.margins(y=0.1)
@@ -337,21 +333,20 @@ def comparison(rows: list, front: list) -> bytes:
         ylabel="accuracy (%)",
     )
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=3)
-    _name_points(figure, axes, rows, floor)
+    figure.legend(loc="outside upper center", ncols=3)
+    _name_points(figure, axes, rows)
     return _png(figure)
 
 
-def _name_points(figure: Figure, axes: Axes, rows: list, floor: float) -> None:
+def _name_points(figure: Figure, axes: Axes, rows: list) -> None:
     """Names beside the points of `comparison`, each where it covers no other name or point."""
     figure.draw_without_rendering()  # settles the layout, so that places can be compared
-    points = [axes.transData.transform((row.parameters, max(row.final, floor))) for row in rows]
+    points = [axes.transData.transform((row.parameters, row.final)) for row in rows]
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
     for row in sorted(rows, key=lambda row: row.source == "published"):
-        name = f"{row.network}{row.changes}, {row.epochs} epochs"
         text = axes.annotate(
-            name if row.final >= floor else f"{name}: {row.final:.2f} %",
-            (row.parameters, max(row.final, floor)),
+            f"{row.network}{row.changes}, {row.epochs} epochs",
+            (row.parameters, row.final),
             xytext=(0, 0),  # until its place is found below
             textcoords="offset points",
             zorder=3,  # the front may pass behind a name
@@ -373,42 +368,75 @@ def _name_points(figure: Figure, axes: Axes, rows: list, floor: float) -> None:
         taken.append(box)
 
 
-def progress(curves: list, published: list) -> bytes:
-    """Test accuracy by epoch of every run, and the published figures at their epochs.
+def _footnote(figure: Figure, note: str) -> None:
+    """Small print at the lower edge of a figure of constrained layout, which makes room for it."""
+    if note:
+        wide = int(figure.get_figwidth() * 17)  # letters of this size that a line holds
+        text = "\n".join(textwrap.wrap(note, wide))
+        figure.supxlabel(text, x=0.01, ha="left", fontsize=7, color="dimgray")
+
+
+def progress(curves: list, published: list, note: str = "") -> bytes:
+    """Test accuracy by epoch: each network's best run as a labelled line, the others in faint grey.
+
+    The published figures are diamonds at their epochs, in their network's colour.
 
     Args:
-        curves: each with network, label and accuracies (percent, after every epoch).
+        curves: each with network, label and accuracies (percent, after every epoch); a network's
+            best is that of the highest last accuracy.
         published: each with network, epochs and final (percent).
+        note: small print below the picture.
     """
     networks = list(dict.fromkeys([row.network for row in published]))
     networks += [name for name in dict.fromkeys(c.network for c in curves) if name not in networks]
     colors = {name: f"C{number % 10}" for number, name in enumerate(networks)}
-    figure = Figure(figsize=(13, 6.5), layout="constrained")  # the list of names is wide
+    ordered = sorted(curves, key=lambda curve: -curve.accuracies[-1])
+    best = {}
+    for curve in ordered:
+        best.setdefault(curve.network, curve)
+    figure = Figure(figsize=(15, 7), layout="constrained")  # the list of names is wide
+    _footnote(figure, note)
     axes = figure.subplots()
-    for curve in sorted(curves, key=lambda curve: -curve.accuracies[-1]):
+    for curve in best.values():
         axes.plot(
             range(1, len(curve.accuracies) + 1),
             curve.accuracies,
             color=colors[curve.network],
+            linewidth=2,
             marker="o",
-            markersize=2.5,
+            markevery=[-1],  # its end, where another line may go on
             label=f"{curve.label}: {curve.accuracies[-1]:.2f}",
         )
-    for row in sorted(published, key=lambda row: -row.final):
+    others = [curve for curve in ordered if best[curve.network] is not curve]
+    for number, curve in enumerate(others):
         axes.plot(
-            row.epochs,
-            row.final,
+            range(1, len(curve.accuracies) + 1),
+            curve.accuracies,
+            color="grey",
+            alpha=0.35,
+            linewidth=0.8,
+            zorder=1,  # behind the best
+            label="_hidden" if number else f"other runs ({len(others)})",
+        )
+    reports = sorted(published, key=lambda row: -row.final)
+    for number, row in enumerate(reports):
+        place = (row.epochs, row.final)
+        covered_by = sum((each.epochs, each.final) == place for each in reports[number + 1 :])
+        axes.plot(
+            *place,
             color=colors[row.network],
             marker="D",
+            markersize=6 + 5 * covered_by,  # so that equal figures are all seen
             markeredgecolor="black",
             linestyle="none",
+            zorder=3,
             label=f"{row.network}, published: {row.final:.2f} at {row.epochs}",
         )
     axes.set_xscale("log")
     axes.set_xticks(ticks := [1, 2, 5, 10, 20, 50, 100, 200], list(map(str, ticks)))
     axes.minorticks_off()
     axes.set(
-        title="Test accuracy by epoch: runs as lines, published figures as diamonds",
+        title="Test accuracy by epoch: each network's best run, and published figures as diamonds",
         xlabel="epoch (logarithmic)",
         ylabel="accuracy (%)",
     )

@@ -91,7 +91,7 @@ def test_a_curve_is_the_test_accuracy_of_every_epoch(tmp_path):
     run = make_run(tmp_path, "a", "CNN_Model_2", 3, 88.0)
     bare = make_run(tmp_path, "b", "CNN_Model_2", 4, 88.0)
     (bare / "log.csv").unlink()
-    (curve,) = compare.curves([run, bare])
+    (curve,) = compare.curves([compare.read_training(folder) for folder in (run, bare)])
     assert curve == ("CNN_Model_2", "CNN_Model_2, 20 epochs, seed 3", [83.0, 88.0])
 
 
@@ -155,11 +155,220 @@ def test_names_in_the_picture_cover_no_other(monkeypatch):
         row("CNN_Model_2", "distilled", 222_058, 91.4),
         row("DilatedCNN", "a run", 86_954, 85.4),
         row("C1C2C3C4", "published", 92_394, 85.1),
-        row("CifarNet", "a run", 174_762, 61.0),
+        row("CifarNet", "a run", 174_762, 83.0),
     ]
     monkeypatch.setattr(plots, "_png", lambda figure: figure)
     figure = plots.comparison(rows, rows[:1])
+    assert {tuple(each) for line in figure.axes[0].lines for each in line.get_xydata()} >= {
+        (each.parameters, each.final) for each in rows
+    }
     boxes = {text: text.get_window_extent() for text in figure.axes[0].texts}
     assert len(boxes) == len(rows)
     for (one, box), (other, its) in itertools.combinations(boxes.items(), 2):
         assert not box.overlaps(its), (one.get_text(), other.get_text())
+
+
+def figures(monkeypatch) -> dict:
+    """What the tool hands to plots, by the picture's name, as figures."""
+    drawn = {}
+
+    def keep(figure):
+        drawn["progress" if "epoch" in figure.axes[0].get_title() else "comparison"] = figure
+        figure.draw_without_rendering()
+        return b""
+
+    monkeypatch.setattr(plots, "_png", keep)
+    return drawn
+
+
+def test_trainings_that_were_stopped_at_the_start_are_in_the_table_alone(
+    capsys, tmp_path, monkeypatch
+):
+    root = tmp_path / "runs"
+    make_run(root, "stopped", "ResNet", 0, 92.22 - 5.01, epochs=2, parameters=6_573_130)
+    make_run(root, "just", "CifarNet", 0, 87.88 - 4.99, parameters=174_762)
+    make_run(root, "good", "CNN_Model_2", 0, 89.0)
+    make_run(root, "bad_seed", "CNN_Model_2", 1, 60.0)
+    own = {"parameters": 50, "model_file": "/home/somebody/resnet.py", "model_sha256": "5" * 64}
+    make_run(root, "another", "ResNet", 0, 12.0, **own)  # of which nothing was published
+    drawn = figures(monkeypatch)
+    status, out, error = call(capsys, root, "--output-dir", tmp_path / "out")
+    assert (status, error) == (0, "")
+    assert "| ResNet | the file's RECIPE, seed 0 | 2 |" in out
+    assert "| CNN_Model_2 | the file's RECIPE, seed 0, 1 | 20 |" in out
+    (line,) = (line for line in out.splitlines() if line.startswith("Not in the pictures"))
+    assert "more than 5 points below the published figure" in line
+    assert "ResNet after 2 epochs (87.21 %, published 92.22 %)" in line
+    assert "CNN_Model_2 after 20 epochs (60.00 %, published 87.30 %)" in line
+    assert "CifarNet" not in line
+    assert "12.00" not in line
+    for figure in drawn.values():
+        (note,) = (text for text in figure.texts if "Not in the pictures" in text.get_text())
+        assert " ".join(note.get_text().split()) == line
+        box, whole = note.get_window_extent(), figure.bbox
+        assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+        assert whole.y0 <= box.y0 < box.y1 < figure.axes[0].get_tightbbox().y0
+    names = {text.get_text() for text in drawn["comparison"].axes[0].texts}
+    assert "ResNet, 2 epochs" not in names
+    assert names >= {"CifarNet, 20 epochs", "ResNet (resnet.py), 20 epochs"}
+    heights = {y for line in drawn["comparison"].axes[0].lines for y in line.get_ydata()}
+    assert heights >= {89.0, 12.0, 87.88 - 4.99}
+    assert not heights & {60.0, 74.5, 92.22 - 5.01}
+    ends = {line.get_ydata()[-1] for line in drawn["progress"].axes[0].lines}
+    assert ends == {89.0, 12.0, 87.88 - 4.99} | {row.final for row in compare.PUBLISHED.values()}
+
+
+def test_nothing_is_said_to_be_left_out_where_nothing_is(capsys, tmp_path, monkeypatch):
+    make_run(tmp_path / "runs", "good", "CNN_Model_2", 0, 89.0)
+    drawn = figures(monkeypatch)
+    status, out, _ = call(capsys, tmp_path / "runs", "--output-dir", tmp_path / "out")
+    assert status == 0
+    assert "Not in the pictures" not in out
+    assert all(not figure.texts for figure in drawn.values())
+
+
+def test_pictures_of_nothing_but_stopped_trainings_are_drawn(capsys, tmp_path):
+    make_run(tmp_path / "runs", "stopped", "CNN_Model_2", 0, 30.0)
+    status, _, error = call(capsys, tmp_path / "runs", "--output-dir", tmp_path / "out")
+    assert (status, error) == (0, "")
+    assert len(list((tmp_path / "out").glob("*/*.png"))) == 2
+
+
+def test_progress_has_one_strong_line_a_network_and_a_diamond_a_published_figure(monkeypatch):
+    def curve(network: str, *accuracies: float) -> compare.Curve:
+        return compare.Curve(network, f"{network} {accuracies[-1]}", list(accuracies))
+
+    curves = [
+        curve("A", 50.0, 80.0),
+        curve("A", 40.0, 95.0, 90.0),  # its best at the end, not the one with the best epoch
+        curve("A", 99.0, 89.0),
+        curve("B", 70.0),
+    ]
+    published = [
+        SimpleNamespace(network="A", epochs=100, final=87.3),
+        SimpleNamespace(network="C", epochs=100, final=87.3),
+    ]
+    monkeypatch.setattr(plots, "_png", lambda figure: figure)
+    figure = plots.progress(curves, published)
+    figure.draw_without_rendering()
+    lines = figure.axes[0].lines
+    diamonds = [line for line in lines if line.get_marker() == "D"]
+    labelled = {line.get_label(): line for line in lines if not line.get_label().startswith("_")}
+    assert list(labelled) == [
+        "A 90.0: 90.00",
+        "B 70.0: 70.00",
+        "other runs (2)",
+        "A, published: 87.30 at 100",
+        "C, published: 87.30 at 100",
+    ]
+    faint = [line for line in lines if (line.get_alpha() or 1) < 0.5]
+    assert sorted(line.get_ydata()[-1] for line in faint) == [80.0, 89.0]
+    strong = labelled["A 90.0: 90.00"]
+    assert min(strong.get_linewidth(), labelled["B 70.0: 70.00"].get_linewidth()) > 2 * max(
+        line.get_linewidth() for line in faint
+    )
+    assert strong.get_color() == labelled["A, published: 87.30 at 100"].get_color()
+    assert len({line.get_color() for line in labelled.values()}) == 4
+    first, second = (diamond.get_markersize() for diamond in diamonds)
+    assert first > second + 3  # one covers the other: both are seen
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
+def test_networks_of_one_name_and_different_code_are_not_averaged(capsys, tmp_path):
+    root = tmp_path / "runs"
+    theirs = {"parameters": 1000, "model_sha256": "a" * 64, "model_file": "/somebody/nets/mine.py"}
+    make_run(root, "a0", "CNN_Model_2", 0, 60.0, **theirs)
+    make_run(root, "a1", "CNN_Model_2", 1, 62.0, **theirs)
+    make_run(root, "b0", "CNN_Model_2", 0, 70.0, **theirs | {"model_sha256": "b" * 64})
+    yours = {"model_sha256": "c" * 64, "model_file": "nets/yours.py"}
+    make_run(root, "c0", "CNN_Model_2", 0, 72.0, **theirs | yours)
+    ours = {"model_sha256": "d" * 64, "model_file": "model_2.py"}
+    make_run(root, "d0", "CNN_Model_2", 0, 88.0, **ours)
+    make_run(root, "e0", "CNN_Model_2", 0, 89.0)  # from before these keys
+    make_run(root, "r0", "ResNet", 0, 92.0, parameters=6_573_130, model_file="baselines/resnet.py")
+    make_run(root, "edited", "ResNet", 0, 91.0, parameters=7, model_file="baselines/resnet.py")
+    status, _, error = call(capsys, root, "--output-dir", tmp_path / "out")
+    assert (status, error) == (0, "")
+    (table,) = (tmp_path / "out").glob("*/compare.csv")
+    with open(table, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["source"] != "published"]
+    found = {(row["network"], float(row["final"])): row["macs"] for row in rows}
+    assert {key: round(float(macs), 1) if macs else None for key, macs in found.items()} == {
+        ("CNN_Model_2 (mine.py)", 61.0): None,
+        ("CNN_Model_2 (mine.py)", 70.0): None,
+        ("CNN_Model_2 (yours.py)", 72.0): None,
+        ("CNN_Model_2", 88.0): 16.8,
+        ("CNN_Model_2", 89.0): 16.8,
+        ("ResNet", 92.0): 379.3,
+        ("ResNet", 91.0): None,
+    }
+    labels = {
+        each.label
+        for each in compare.curves(
+            [compare.read_training(path) for path in (root / "c0", root / "d0")]
+        )
+    }
+    assert labels == {"CNN_Model_2 (yours.py), 20 epochs, seed 0", "CNN_Model_2, 20 epochs, seed 0"}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("settings.json", "network", 5),
+        ("settings.json", "parameters", "many"),
+        ("settings.json", "parameters", None),
+        ("settings.json", "epochs", 20.5),
+        ("settings.json", "epochs", True),
+        ("settings.json", "seed", "0"),
+        ("settings.json", "device", ["cpu"]),
+        ("settings.json", "recipe", [1]),
+        ("settings.json", "recipe.target_accuracy", "85"),
+        ("settings.json", "recipe_name", "unheard of"),
+        ("settings.json", "recipe_name", ["tuned"]),
+        ("settings.json", "model_file", 3),
+        ("settings.json", "model_sha256", {"a": 1}),
+        ("settings.json", "arguments", ["--lr", 3]),
+        ("settings.json", "arguments.set", {"lr": 3}),
+        ("settings.json", "arguments.set", [["lr"]]),
+        ("settings.json", "teacher", "CNN_Model_1"),
+        ("settings.json", "teacher.network", 1),
+        ("results.json", "final_accuracy", "88 %"),
+        ("results.json", "final_accuracy", float("nan")),
+        ("results.json", "final_accuracy", 10**400),
+        ("results.json", "best_accuracy", None),
+        ("results.json", "gap_points", [1]),
+        ("results.json", "train_seconds", "400"),
+        ("results.json", "epochs_done", 0),
+        ("results.json", "target_reached_at", "never"),
+    ],
+)
+def test_a_value_of_another_kind_is_one_line_that_names_file_and_key(
+    name, key, value, capsys, tmp_path
+):
+    file = make_run(tmp_path / "runs", "a", "CNN_Model_2", 0, 88.0) / name
+    content = json.loads(file.read_text())
+    *outer, last = key.split(".")
+    place = content.setdefault(outer[0], {}) if outer else content
+    place[last] = value
+    file.write_text(json.dumps(content))
+    status, _, error = call(capsys, tmp_path / "runs", "--output-dir", tmp_path / "out")
+    assert status == 2
+    assert f"{file}: {key} must be" in error
+    assert error.count("\n") == 1
+    if value is None:  # and the same if it is not there at all
+        del place[last]
+        file.write_text(json.dumps(content))
+        assert call(capsys, tmp_path / "runs")[::2] == (status, error)
+
+
+@pytest.mark.parametrize("table", ["", "epoch,test_acc\n", "epoch\n1\n", "epoch,test_acc\n1,x\n"])
+def test_a_damaged_table_is_one_line(table, capsys, tmp_path):
+    file = make_run(tmp_path / "runs", "a", "CNN_Model_2", 0, 88.0) / "log.csv"
+    file.write_text(table)
+    status, _, error = call(capsys, tmp_path / "runs", "--output-dir", tmp_path / "out")
+    assert status == 2
+    assert f"{file}: test_acc must be a number for each epoch" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -7,6 +7,7 @@ import pytest
 from albumentations.pytorch import ToTensorV2
 from PIL import Image, ImageSequence
 
+import cli
 import utils
 from tests.conftest import call_main
 from tools import demo_transforms, pictures, validate_transforms
@@ -31,7 +32,10 @@ def test_what_the_repository_ships_passes(capsys):
 def failures(data, transforms: list[str]) -> dict[str, set[str]]:
     """The names of the failing checks, by transform."""
     checks = validate_transforms.validate(data, transforms)
-    return {name: {check.name for check in each if not check.good} for name, each in checks.items()}
+    return {
+        name: {check.name for check in each if check.status == "FAIL"}
+        for name, each in checks.items()
+    }
 
 
 def edit(monkeypatch, build, transform: str = "standard") -> None:
@@ -132,6 +136,115 @@ def test_a_failing_check_fails_the_command(sample, monkeypatch, capsys):
     assert error == ""
 
 
+def middle(mean, std, *steps: A.BasicTransform) -> A.Compose:
+    """A pipeline of these steps and its ending."""
+    ending = [A.Normalize(mean=mean, std=std, max_pixel_value=255.0), ToTensorV2()]
+    return A.Compose([*steps, *ending], strict=True)
+
+
+HOLE = {"num_holes_range": (1, 1), "hole_height_range": (16, 16), "hole_width_range": (16, 16)}
+# Builders of steps by what they try; what fails of them; and what nothing can tell of them.
+ODD = {
+    "unknown steps": (
+        lambda: [
+            A.HorizontalFlip(p=0.5),
+            A.Rotate((-15, 15), p=0.5),
+            A.GaussianBlur(blur_limit=(3, 3), p=0.5),
+            A.ToGray(p=0.5),
+            A.RandomResizedCrop((32, 32), p=1.0),
+        ],
+        {
+            "Affine: rate", "Affine: matrix", "CoarseDropout: rate", "CoarseDropout: holes",
+            "CoarseDropout: hole area", "fill", "pixels neither image nor fill",
+        },
+        {
+            f"{prefix}{name}{suffix}"
+            for name in ("Rotate", "GaussianBlur", "ToGray", "RandomResizedCrop")
+            for prefix, suffix in (("", ": what it does"), ("batched ", ""))
+        },
+    ),
+    "a reflecting border": (
+        lambda: [A.Affine(rotate=(-15, 15), border_mode=cv2.BORDER_REFLECT_101, p=0.5)],
+        {
+            "HorizontalFlip: rate", "Affine: scale", "Affine: shift", "CoarseDropout: rate",
+            "CoarseDropout: holes", "CoarseDropout: hole area", "fill",
+        },
+        {"batched Affine"},
+    ),
+    "a black hole": (
+        lambda: [A.CoarseDropout(**HOLE, fill=0, p=0.5)],
+        {
+            "HorizontalFlip: rate", "Affine: rate", "Affine: matrix", "fill",
+            "pixels neither image nor fill",
+        },
+        set(),
+    ),
+    "a hole of noise": (
+        lambda: [A.CoarseDropout(**HOLE, fill="random", p=0.5)],
+        {
+            "HorizontalFlip: rate", "Affine: rate", "Affine: matrix", "fill",
+            "pixels neither image nor fill",
+        },
+        {"batched CoarseDropout"},
+    ),
+    "a choice": (
+        lambda: [A.OneOf([A.HorizontalFlip(), A.Affine()], p=0.5)],
+        {
+            "HorizontalFlip: rate", "Affine: rate", "Affine: angle", "Affine: scale",
+            "Affine: shift", "CoarseDropout: rate", "CoarseDropout: holes",
+            "CoarseDropout: hole area", "fill",
+        },
+        {"OneOf: what it does", "batched OneOf"},
+    ),
+}  # fmt: skip
+odd = pytest.mark.parametrize(("steps", "failing", "unchecked"), ODD.values(), ids=ODD)
+
+
+@odd
+def test_what_no_check_covers_is_named_and_nothing_ends_in_a_traceback(
+    steps, failing, unchecked, sample, monkeypatch
+):
+    edit(monkeypatch, lambda mean, std: middle(mean, std, *steps()))
+    monkeypatch.setattr(validate_transforms, "check_draws", lambda *_: [])
+    checks = validate_transforms.validate(sample, ["standard"])["standard"]
+    assert {check.name for check in checks if check.status == "FAIL"} == failing
+    assert {check.name for check in checks if check.status == "unchecked"} == unchecked
+
+
+def test_things_unchecked_are_counted_apart_and_fail_nothing(sample, monkeypatch, capsys):
+    blur = A.GaussianBlur(blur_limit=(3, 3), p=0.5)
+    edit(monkeypatch, lambda mean, std: pipeline(mean, std, more=[blur]))
+    status, out, error = call(validate_transforms, capsys, "--dry-run", "--transform", "standard")
+    assert (status, error) == (0, "")
+    rows = [line for line in out.splitlines() if line.endswith("unchecked")]
+    assert len(rows) == 3
+    assert "GaussianBlur: what it does" in out
+    # Of its 30, three batched draws can no longer be checked.
+    assert "27 of 29 checks passed, 2 things unchecked" in out
+
+
+def test_a_step_added_to_the_test_transform_is_named(sample, monkeypatch):
+    flipped = middle(*utils.channel_stats(sample.train_images), A.HorizontalFlip(p=1.0))
+    monkeypatch.setattr(utils, "test_transform", lambda mean, std: flipped)
+    checks = validate_transforms.validate(sample, [])["test"]
+    assert [check.name for check in checks if check.good is None] == [
+        "HorizontalFlip: what it does"
+    ]
+
+
+def test_a_check_that_breaks_off_fails_and_the_others_go_on(sample, monkeypatch):
+    def broken(*_arguments: object):
+        yield validate_transforms.Check("first", "", "", True)
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(validate_transforms, "check_fill", broken)
+    monkeypatch.setattr(validate_transforms, "check_draws", lambda *_: [])
+    checks = validate_transforms.validate(sample, ["standard"])["standard"]
+    (failed,) = (check for check in checks if check.status == "FAIL")
+    assert failed.found == "RuntimeError: two lines"
+    assert "batched Affine: values that differ" in {check.name for check in checks}
+
+
 def test_transforms_that_draw_nothing_new_are_noticed(sample, monkeypatch):
     """A pipeline that ignores the seed: every batch, epoch and worker makes the same."""
 
@@ -211,6 +324,37 @@ def test_a_pad_is_shown_with_its_crop(sample, capsys, tmp_path):
     assert Image.open(tmp_path / "transforms" / "crop_cutout.png").size[0] > 600
 
 
+@odd
+def test_demo_shows_steps_that_nobody_foresaw(
+    steps, failing, unchecked, sample, monkeypatch, capsys, tmp_path
+):
+    edit(monkeypatch, lambda mean, std: middle(mean, std, *steps()))
+    status, _, error = call(demo_transforms, capsys, "--dry-run", "--output-dir", tmp_path)
+    assert (status, error) == (0, "")
+    assert Image.open(tmp_path / "transforms" / "standard.png").size[0] > 600
+
+
+def test_demo_shows_every_step_of_a_class_and_sizes_go_with_what_restores_them(sample):
+    mean, std = utils.channel_stats(sample.train_images)
+    flip, blur = A.HorizontalFlip(p=0.5), A.GaussianBlur(blur_limit=(3, 3), p=0.5)
+    steps = [flip, A.Resize(48, 48), blur, A.RandomCrop(32, 32), flip, A.Pad(4)]
+    alone = demo_transforms.steps_alone(middle(mean, std, *steps))
+    assert list(alone) == ["HorizontalFlip", "RandomCrop", "HorizontalFlip 2", "Pad"]
+    assert [type(step).__name__ for step in alone["RandomCrop"].transforms[:-2]] == [
+        "Resize",
+        "GaussianBlur",
+        "RandomCrop",
+    ]
+
+
+def test_demo_of_a_pipeline_that_cannot_run_is_one_line(monkeypatch, capsys, tmp_path):
+    edit(monkeypatch, lambda mean, std: middle(mean, std, A.RandomCrop(64, 64)))
+    status, _, error = call(demo_transforms, capsys, "--dry-run", "--output-dir", tmp_path)
+    assert status == 2
+    assert "standard cannot be shown: CropSizeError" in error
+    assert error.count("\n") == 1
+
+
 def test_a_picture_of_ones_own_is_cropped_to_its_middle(tmp_path):
     picture = np.zeros((64, 128, 3), dtype=np.uint8)
     picture[:, 32:96] = 200
@@ -227,3 +371,90 @@ def test_a_picture_that_is_none_is_refused(capsys, tmp_path):
         assert status == 2
         assert f"{path} cannot be read as a picture" in error
         assert error.count("\n") == 1
+
+
+def test_a_picture_is_turned_upright_as_its_exif_entry_says(tmp_path):
+    upright = np.zeros((64, 64, 3), dtype=np.uint8)
+    upright[:32], upright[:, :32, 2] = (200, 60, 0), 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side: to be turned a quarter, clockwise, when shown
+    Image.fromarray(upright).save(tmp_path / "upright.png")
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "lying.png", exif=exif)
+    wanted = pictures.read_picture(tmp_path / "upright.png")
+    assert (pictures.read_picture(tmp_path / "lying.png") == wanted).all()
+    assert not (wanted == np.rot90(wanted)).all()
+
+
+def test_a_damaged_exif_entry_does_not_cost_the_picture(tmp_path):
+    Image.new("RGB", (40, 40), (10, 200, 30)).save(tmp_path / "a.png", exif=b"Exif\0\0nonsense")
+    assert (pictures.read_picture(tmp_path / "a.png") == (10, 200, 30)).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor"),
+    [("a.png", 257), ("a.pgm", 257), ("little.tif", 257), ("big.tif", 257), ("float.tif", 1 / 255)],
+)
+def test_grey_of_more_than_8_bits_is_that_of_8(kind, factor, sample, tmp_path):
+    grey = np.array(Image.fromarray(sample.train_images[0]).convert("L"))
+    Image.fromarray(grey).save(tmp_path / "8.png")
+    types = {"little.tif": "<u2", "big.tif": ">u2", "float.tif": "<f4"}
+    deep = Image.fromarray((grey * np.float64(factor)).astype(types.get(kind, "<u2")))
+    deep.save(tmp_path / kind)
+    assert Image.open(tmp_path / kind).mode in ("I;16", "I;16B", "I", "F")
+    wanted = pictures.read_picture(tmp_path / "8.png").astype(int)
+    assert np.abs(pictures.read_picture(tmp_path / kind) - wanted).max() <= 1
+    assert wanted.max() - wanted.min() > 100
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "mode"), [(-70_000, 70_000, "I"), (0, 1_000_000, "I"), (0, 255, "F")]
+)
+def test_greys_beyond_16_bits_are_stretched(low, high, mode, tmp_path):
+    values = np.full((32, 32), low, dtype="<i4" if mode == "I" else "<f4")
+    values[:, 16:] = high
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert Image.open(tmp_path / "a.tif").mode == mode
+    picture = pictures.read_picture(tmp_path / "a.tif")
+    assert (picture[:, :16] == 0).all()
+    assert (picture[:, 16:] == 255).all()
+
+
+def test_floats_that_are_no_numbers_are_refused(tmp_path):
+    Image.fromarray(np.full((32, 32), np.nan, dtype="<f4")).save(tmp_path / "a.tif")
+    with pytest.raises(cli.UsageError, match=r"a\.tif cannot be read as a picture: .*NaN"):
+        pictures.read_picture(tmp_path / "a.tif")
+
+
+FORMATS = "PNG JPEG TIFF WEBP GIF PPM ICO PCX SGI TGA BMP DDS JPEG2000 AVIF QOI SPIDER BLP"
+
+
+@pytest.mark.parametrize("kind", FORMATS.split())
+def test_a_damaged_picture_of_any_format_is_refused_in_one_line(kind, sample, tmp_path):
+    """Whatever Pillow raises: of these AVIF a SyntaxError, BLP a NotImplementedError."""
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow has no {kind}")
+    image = Image.fromarray(sample.train_images[0])
+    image = image.convert({"SPIDER": "F", "BLP": "P"}.get(kind, "RGB"))
+    path = tmp_path / "a.picture"
+    image.save(path, kind)
+    whole = path.read_bytes()
+    pictures.read_picture(path)
+    cuts = {f"cut at {end}": whole[:end] for end in (len(whole) // 2, len(whole) - 30)}
+    if kind == "BLP":
+        cuts["of unknown compression"] = whole[:4] + b"\x09" + whole[5:]
+    for what, content in cuts.items():
+        path.write_bytes(content)
+        with pytest.raises(cli.UsageError) as caught:
+            pictures.read_picture(path)
+        assert str(caught.value).startswith(f"{path} cannot be read as a picture: "), what
+        assert "\n" not in str(caught.value)
+
+
+def test_ctrl_c_while_a_picture_is_read_is_no_damage(tmp_path, monkeypatch):
+    def interrupt(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image, "open", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pictures.read_picture(tmp_path / "a.png")

@@ -5,10 +5,14 @@
 
 Runs that differ in their seed alone are one row, mean ± standard deviation. Accuracy is that of
 the final weights on the test set; the best epoch's, picked by looking at it, stands beside it.
+
+The table has every run. The pictures leave out those that were stopped at the start (MOST_BELOW).
 """
 
 import csv
+import functools
 import io
+import json
 import math
 import statistics
 import sys
@@ -36,12 +40,17 @@ NETWORKS = {
     "DilatedCNN": "baselines/dilated_cnn.py",
     "ResNet": "baselines/resnet.py",
 }
+# Points below the published figure of its network at which a run is left out of the pictures: so
+# far a recipe does not fall behind by itself (the worst, C1C2C3C4 after 10 of 69 epochs, lacks
+# 3.2), a training that was stopped at its start does (ResNet after 2 of 24 epochs lacks 50), and
+# says nothing of its network.
+MOST_BELOW = 5.0
 
 
 class Row(NamedTuple):
     """A line of the table; percentages, seconds; None where nothing is known."""
 
-    network: str
+    network: str  # the class; of a file that is not this repository's, "Class (file.py)"
     source: str  # "published", or the recipe, what was changed in it, and the seeds
     changes: str  # "", or what was changed in the recipe: ", distilled from CNN_Model_1"
     epochs: int
@@ -93,6 +102,7 @@ COLUMNS = {
 }
 
 
+@functools.cache
 def size_of(network: str) -> tuple[int, float]:
     """(parameters, millions of multiply-adds an image of 32x32)."""
     choice = NETWORKS[network]
@@ -127,40 +137,148 @@ def _is_training(folder: Path) -> bool:
     return not settings.get("dry_run") and not settings.get("val_split")
 
 
+class Training(NamedTuple):
+    """What a run's files say, of the keys that are read here; checked."""
+
+    folder: Path
+    settings: dict
+    results: dict
+
+    @property
+    def own(self) -> bool:
+        """Whether the network is this repository's of that name, not a class of another file."""
+        network = self.settings["network"]
+        file = self.settings.get("model_file")
+        return network in NETWORKS and file in (None, _file_of(network))
+
+    @property
+    def network(self) -> str:
+        """The class's name; of a file that is not this repository's, with the file's."""
+        network, file = self.settings["network"], self.settings.get("model_file")
+        return network if self.own or file is None else f"{network} ({Path(file).name})"
+
+    @property
+    def macs(self) -> float | None:
+        """Millions of multiply-adds an image; None where the file of the network is not here."""
+        if not self.own:
+            return None
+        parameters, macs = size_of(self.settings["network"])
+        return macs if parameters == self.settings["parameters"] else None  # edited since
+
+    @property
+    def short_of(self) -> float | None:
+        """The published figure, in percent, if the run is so far below it that it was stopped."""
+        if not self.own or self.settings["network"] not in PUBLISHED:
+            return None
+        figure = PUBLISHED[self.settings["network"]].final
+        return figure if figure - self.results["final_accuracy"] > MOST_BELOW else None
+
+
+def _file_of(network: str) -> str:
+    choice = NETWORKS[network]
+    return choice if choice.endswith(".py") else f"model_{choice}.py"
+
+
+def read_training(folder: Path) -> Training:
+    """The settings and results of a finished run.
+
+    Raises:
+        runs.RunError: a file is missing or damaged, or a key has a value of another kind.
+    """
+    text, number = "text", "a number"
+    whole, positive = "a whole number", "a whole number above 0"
+    wanted = {
+        runs.Run.SETTINGS: {
+            "network": text,
+            "parameters": positive,
+            "epochs": positive,
+            "seed": whole,
+            "device": text,
+            "recipe": "an object",
+            "recipe.target_accuracy": number,
+            "recipe_name?": f"one of {', '.join(SOURCES)}",
+            "model_file?": text,
+            "model_sha256?": text,
+            "arguments?": "an object",
+            "arguments.set?": "a list of pairs",
+            "teacher?": "an object",
+            "teacher.network?": text,
+        },
+        runs.Run.RESULTS: {
+            "final_accuracy": number,
+            "best_accuracy": number,
+            "gap_points": number,
+            "train_seconds": number,
+            "epochs_done": positive,
+            "target_reached_at?": whole,
+        },
+    }
+    kinds = {
+        text: lambda value: isinstance(value, str),
+        whole: lambda value: type(value) is int,
+        positive: lambda value: type(value) is int and value > 0,
+        number: lambda value: type(value) in (int, float) and abs(value) < 1e300,  # NaN is not
+        "an object": lambda value: isinstance(value, dict),
+        "a list of pairs": lambda value: (
+            isinstance(value, list)
+            and all(
+                isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
+                for pair in value
+            )
+        ),
+        f"one of {', '.join(SOURCES)}": lambda value: isinstance(value, str) and value in SOURCES,
+    }
+    found = []
+    for name, keys in wanted.items():
+        found.append(runs.read_json(folder / name))
+        for key, kind in keys.items():
+            *outer, last = key.removesuffix("?").split(".")
+            value = found[-1]
+            for step in outer:
+                value = value.get(step) or {}
+            value = value.get(last)
+            if (value is not None or not key.endswith("?")) and not kinds[kind](value):
+                raise runs.RunError(
+                    f"{folder / name}: {key.removesuffix('?')} must be {kind}, not {value!r}"
+                )
+    return Training(folder, *found)
+
+
 def changes(settings: dict) -> str:
     """What a run was asked for instead of the file's recipe: "", or ", lr 0.03, ..."."""
-    asked = settings.get("arguments", {})
+    asked = settings.get("arguments") or {}
     flags = {name: asked.get(name) for name in ("batch_size", "lr", "weight_decay")}
     values = {name: value for name, value in flags.items() if value is not None}
-    values |= dict(asked.get("set", []))
+    values |= dict(asked.get("set") or [])
     teacher = settings.get("teacher")
-    if teacher and "teacher" in values:
+    if teacher and "network" in teacher and "teacher" in values:
         del values["teacher"]
         values = {"distilled from": teacher["network"]} | values
     return "".join(f", {name} {value}" for name, value in values.items())
 
 
-def measured(folders: Sequence[Path]) -> list[Row]:
-    """A row for each network, recipe and number of epochs."""
-    groups: dict[tuple, list[tuple[dict, dict]]] = {}
-    for folder in folders:
-        settings = runs.read_json(folder / runs.Run.SETTINGS)
-        results = runs.read_json(folder / runs.Run.RESULTS)
+def measured(trainings: Sequence[Training]) -> list[Row]:
+    """A row for each network (by its code, where that is known), recipe and number of epochs."""
+    groups: dict[tuple, list[Training]] = {}
+    for training in trainings:
+        settings = training.settings
         key = (
-            settings["network"],
-            settings.get("recipe_name", "tuned"),
+            training.network,
+            settings.get("model_sha256"),
+            settings["parameters"],  # older runs tell networks of one name apart by this alone
+            settings.get("recipe_name") or "tuned",
             settings["epochs"],
-            str(settings["recipe"]),
+            json.dumps(settings["recipe"], sort_keys=True),
         )
-        groups.setdefault(key, []).append((settings, results))
+        groups.setdefault(key, []).append(training)
     rows = []
-    for (network, recipe, epochs, _), members in groups.items():
-        settings = members[0][0]
-        every = [results for _, results in members]
+    for (network, _, _, recipe, epochs, _), members in groups.items():
+        settings = members[0].settings
+        every = [member.results for member in members]
         finals = [results["final_accuracy"] for results in every]
-        reached = [results["target_reached_at"] for results in every]
+        reached = [results.get("target_reached_at") for results in every]
         target = settings["recipe"]["target_accuracy"] == 85.0 and None not in reached
-        seeds = sorted({each["seed"] for each, _ in members})
+        seeds = sorted({member.settings["seed"] for member in members})
         rows.append(
             Row(
                 network=network,
@@ -169,7 +287,7 @@ def measured(folders: Sequence[Path]) -> list[Row]:
                 epochs=epochs,
                 parameters=settings["parameters"],
                 megabytes=settings["parameters"] * 4 / 1e6,
-                macs=size_of(network)[1] if network in NETWORKS else None,
+                macs=members[0].macs,
                 final=statistics.mean(finals),
                 final_std=statistics.stdev(finals) if len(finals) > 1 else None,
                 best=statistics.mean(results["best_accuracy"] for results in every),
@@ -192,21 +310,46 @@ class Curve(NamedTuple):
     accuracies: list[float]
 
 
-def curves(folders: Sequence[Path]) -> list[Curve]:
-    """A curve for each run, of those that have their table (log.csv)."""
+def curves(trainings: Sequence[Training]) -> list[Curve]:
+    """A curve for each run, of those that have their table (log.csv).
+
+    Raises:
+        runs.RunError: a table without epochs, or whose test_acc is no number.
+    """
     found = []
-    for folder in folders:
-        if not (folder / "log.csv").is_file():
+    for training in trainings:
+        table, settings = training.folder / "log.csv", training.settings
+        if not table.is_file():
             continue
-        settings = runs.read_json(folder / runs.Run.SETTINGS)
-        with open(folder / "log.csv", newline="") as file:
-            accuracies = [float(row["test_acc"]) for row in csv.DictReader(file)]
+        try:
+            with open(table, newline="") as file:
+                accuracies = [float(row["test_acc"]) for row in csv.DictReader(file)]
+        except (KeyError, TypeError, ValueError, csv.Error):
+            accuracies = []
+        if not accuracies or not all(map(math.isfinite, accuracies)):
+            raise runs.RunError(f"{table}: test_acc must be a number for each epoch")
         label = (
-            f"{settings['network']}{changes(settings)}, {settings['epochs']} epochs, "
+            f"{training.network}{changes(settings)}, {settings['epochs']} epochs, "
             f"seed {settings['seed']}"
         )
-        found.append(Curve(settings["network"], label, accuracies))
+        found.append(Curve(training.network, label, accuracies))
     return found
+
+
+def left_out(trainings: Sequence[Training]) -> str:
+    """What of these the pictures do not show, and why, in a line; "" if they show all."""
+    names = [
+        f"{each.network} after {each.settings['epochs']} epochs "
+        f"({each.results['final_accuracy']:.2f} %, published {each.short_of:.2f} %)"
+        for each in trainings
+        if each.short_of is not None
+    ]
+    if not names:
+        return ""
+    return (
+        f"Not in the pictures, because more than {MOST_BELOW:g} points below the published figure "
+        f"(stopped at the start): {'; '.join(names)}"
+    )
 
 
 def published() -> list[Row]:
@@ -278,18 +421,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
 
     def work() -> None:
-        folders = find_runs(args.runs or [REFERENCE])
-        reports = published()
-        rows = [*reports, *measured(folders)]
+        trainings = [read_training(folder) for folder in find_runs(args.runs or [REFERENCE])]
+        shown = [training for training in trainings if training.short_of is None]
+        lines, reports, note = curves(shown), published(), left_out(trainings)
+        rows = [*reports, *measured(trainings)]
         rows.sort(
             key=lambda row: (-row.parameters, row.network, row.source != "published", row.epochs)
         )
+        points = [*reports, *measured(shown)]
         with runs.Run.create(args.output_dir, "compare") as run:
             run.write("compare.md", markdown(rows))
             run.write("compare.csv", comma_separated(rows))
-            run.write("compare.png", plots.comparison(rows, pareto(rows)))
-            run.write("progress.png", plots.progress(curves(folders), reports))
+            run.write("compare.png", plots.comparison(points, pareto(points), note))
+            run.write("progress.png", plots.progress(lines, reports, note))
             run.log(markdown(rows))
+            if note:
+                run.log(note)
             run.log(f"Results: {run.folder}")
 
     return cli.run("tools.compare", work)

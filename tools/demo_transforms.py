@@ -16,7 +16,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import albumentations as A
 import numpy as np
 from PIL import Image
 
@@ -24,6 +23,7 @@ import cli
 import plots
 import runs
 import utils
+from batched import A
 from tools import pictures
 
 DRAWS = 8
@@ -34,19 +34,25 @@ def steps_alone(pipeline: A.Compose) -> dict[str, A.Compose]:
     """For each step that changes the picture, its name and a pipeline of it alone, always applied.
 
     What ends the pipeline (Normalize, ToTensorV2) is in each, so that all outputs are alike; for
-    the same reason a pad goes with the crop behind it.
+    the same reason a step that changes the size (a pad) goes with those behind it (the crop), up to
+    the one that makes it 32x32 again. A second step of one class is named "GaussianBlur 2".
     """
     ending = [step for step in pipeline.transforms if _ends(step)]
-    alone = {}
+    changing = [step for step in pipeline.transforms if not _ends(step)]
+    alone: dict[str, A.Compose] = {}
     steps: list[A.BasicTransform] = []
-    for step in pipeline.transforms:
-        if _ends(step):
-            continue
+    for step in changing:
         always = copy.deepcopy(step)
         always.p = 1.0
         steps.append(always)
-        if not isinstance(step, A.PadIfNeeded):
-            alone[type(step).__name__] = A.Compose([*steps, *ending], strict=True)
+        picture = A.Compose(steps, strict=True)(image=np.zeros((32, 32, 3), dtype=np.uint8))
+        if picture["image"].shape[:2] == (32, 32) or step is changing[-1]:
+            name = kind = type(step).__name__
+            number = 1
+            while name in alone:
+                number += 1
+                name = f"{kind} {number}"
+            alone[name] = A.Compose([*steps, *ending], strict=True)
             steps = []
     return alone
 
@@ -115,11 +121,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = cli.load_data(args)
         image = data.train_images[0] if own is None else own
         mean, std = utils.channel_stats(data.train_images)
-        pipeline = utils.TRANSFORMS[args.transform](mean, std)
+        try:
+            pipeline = utils.TRANSFORMS[args.transform](mean, std)
+            drawn = {
+                "png": sheet(pipeline, image, mean, std),
+                "gif": film(pipeline, image, mean, std),
+            }
+        except Exception as error:  # whatever an edit may have broken
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise cli.UsageError(f"{args.transform} cannot be shown: {reason}") from None
         folder = Path(args.output_dir) / "transforms"
         folder.mkdir(parents=True, exist_ok=True)
-        for ending, draw in (("png", sheet), ("gif", film)):
-            picture = draw(pipeline, image, mean, std)
+        for ending, picture in drawn.items():
             print(runs.write_file(folder / f"{args.transform}.{ending}", picture))
 
     return cli.run("tools.demo_transforms", work)
