@@ -19,7 +19,6 @@ from torchvision.datasets import CIFAR10 as Official
 
 import cifar10
 
-
 # A model file with convolutions, BatchNorm and dropout that trains in no time.
 SMALL_NETWORK = """
 import torch
