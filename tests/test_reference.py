@@ -3,6 +3,7 @@
 import csv
 import json
 import statistics
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,3 +132,24 @@ def test_pretrained_networks_are_ready_for_inference(name, sample):
     found = int((predictions == torch.from_numpy(sample.test_labels).long()).sum())
     settings = read(ROOT / "output" / "reference" / name, "settings.json")
     assert found == hits(network, sample.test_images, sample.test_labels, settings)
+
+
+def test_no_tracked_file_holds_a_path_of_somebody_s_machine():
+    """Paths in settings are relative to the repository; a log's are where they were."""
+    found = subprocess.run(
+        ["git", "grep", "-nIE", r"(^|[\"' =:(])/(tmp|work|root|home|Users|mnt)/", "--", ".",
+         ":!tests", ":!.ci"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode in (0, 1), found.stderr
+    assert found.stdout == ""
+
+
+@every
+def test_runs_name_their_model_file_in_the_repository(folder):
+    settings = read(folder, "settings.json")
+    for name in (settings["model_file"], settings["arguments"]["model"]):
+        assert (ROOT / name).is_file()
+    for name in ("data_dir", "output_dir"):
+        assert not Path(settings["arguments"][name]).is_absolute()
+    assert settings["model_sha256"] == networks.code_digest(ROOT / settings["model_file"])

@@ -464,3 +464,103 @@ def test_no_space_for_the_cache_is_said_and_leaves_nothing_behind(fake, tmp_path
     with pytest.raises(cifar10.DataError, match="no space for the cache"):
         cifar10.load_cifar10(root, announce=lambda _: None)
     assert [path.name for path in root.iterdir()] == ["cifar-10-batches-py"]
+
+
+# ---------------------------------------------------------------- interrupted at the end, and files
+
+
+def test_ctrl_c_in_the_last_evaluation_reports_and_says_how_to_go_on(
+    network, capsys, tmp_path, monkeypatch
+):
+    arguments = (*flags(network, tmp_path / "cut"), "--val-split", 100)
+    evaluate = train.Training.evaluate
+
+    def interrupted(training: train.Training, split: train.Split) -> utils.Evaluation:
+        if split.name == "test":
+            raise KeyboardInterrupt
+        return evaluate(training, split)
+
+    with monkeypatch.context() as context:
+        context.setattr(train.Training, "evaluate", interrupted)
+        status, out, _ = call(capsys, *arguments)
+    folder = only(tmp_path / "cut")
+    assert status == 130
+    assert "Stopped in the last evaluation: Ctrl-C" in out
+    assert f"Go on with: python train.py --resume {folder}" in out
+    results = json.loads((folder / "results.json").read_text())
+    assert (results["completed"], results["evaluated"]) == (False, "val")
+    assert results["final_accuracy"] == results["last_accuracy"]
+    assert (folder / "curves.png").is_file()
+    status, _, error = resume(capsys, folder)
+    assert status == 0, error
+    assert json.loads((folder / "results.json").read_text())["evaluated"] == "test"
+
+
+def test_ctrl_c_during_the_report_loses_nothing_of_it(network, capsys, tmp_path, monkeypatch):
+    drawn = plots.curves
+
+    def struck(*arguments: object) -> bytes:
+        os.kill(os.getpid(), signal.SIGINT)
+        return drawn(*arguments)
+
+    monkeypatch.setattr(plots, "curves", struck)
+    status, out, _ = call(capsys, *flags(network, tmp_path / "out"))
+    assert status == 130
+    folder = only(tmp_path / "out")
+    assert json.loads((folder / "results.json").read_text())["completed"] is True
+    assert (folder / "misclassified.png").is_file()
+    assert "Go on with" not in out  # there is nothing left to do
+
+
+def test_an_interruption_between_the_steps_says_how_to_go_on(
+    network, capsys, tmp_path, monkeypatch
+):
+    """Whatever is being done once the run's folder is one."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "report", interrupted)
+    status, out, _ = call(capsys, *flags(network, tmp_path / "out"))
+    assert status == 130
+    assert f"Go on with: python train.py --resume {only(tmp_path / 'out')} " in out
+
+
+def test_the_log_grows_and_is_not_written_anew(tmp_path):
+    run = runs.Run(tmp_path)
+    run.log("first")
+    file = (tmp_path / "train.log").stat().st_ino
+    run.log("second ±")
+    assert (tmp_path / "train.log").stat().st_ino == file
+    assert (tmp_path / "train.log").read_text() == "first\nsecond ±\n"
+
+
+def test_a_line_of_the_log_that_was_cut_off_is_dropped(cut, capsys):
+    with open(cut / "train.log", "ab") as file:
+        file.write("Epoch [3/3] - Tr±".encode()[:-1])
+    status, _, error = resume(capsys, cut)
+    assert status == 0, error
+    log = (cut / "train.log").read_text()
+    assert log.count("Epoch [3/3]") == 1
+    assert "\nResumed after epoch 2" in log
+
+
+def test_a_run_without_its_last_checkpoint_does_not_begin_anew(cut, capsys):
+    (cut / "last.pt").unlink()
+    before = {path.name: path.read_bytes() for path in cut.iterdir()}
+    status, _, error = resume(capsys, cut)
+    assert status == 2
+    assert "last.pt is gone, without which nothing can go on" in error
+    assert error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in cut.iterdir()} == before
+
+
+def test_the_table_names_no_weights_that_are_gone(tmp_path):
+    history = runs.History("test", 2, 85.0, 60)
+    for accuracy in (50.0, 40.0):
+        scores = utils.Metrics(1.0, accuracy)
+        history.add(lr=0.1, train=scores, evaluated=scores, train_seconds=1.0, test_seconds=1.0)
+    (tmp_path / "best.pt").write_bytes(b"")
+    assert "(epoch 1, best.pt; picked" in history.table("test", 40.0, 4.0, tmp_path)
+    (tmp_path / "best.pt").unlink()
+    assert "best.pt" not in history.table("test", 40.0, 4.0, tmp_path)
