@@ -14,9 +14,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from typing import TextIO
+from typing import Annotated, TextIO
 
 import torch
+from annotated_types import Len
+from pydantic import BaseModel, FiniteFloat, NonNegativeInt, PositiveInt
 
 import cifar10
 import recipes
@@ -36,28 +38,30 @@ DEFAULTS = {
     "download_timeout": 60.0,
     "dry_run": False,
 }
-# What settings.json holds of a command line.
-ARGUMENT_TYPES = {
-    "model": str,
-    "epochs": int,
-    "recipe": str,
-    "batch_size": int | None,
-    "lr": float | None,
-    "weight_decay": float | None,
-    "set": list,
-    "seed": int,
-    "device": str | None,
-    "data_dir": str,
-    "output_dir": str,
-    "loader": str,
-    "workers": int | None,
-    "compile": bool,
-    "val_split": int | None,
-    "download_timeout": float,
-    "dry_run": bool,
-}
 # What may be given anew when a run is gone on with; everything else stays as it began.
 FREE_ON_RESUME = ("resume", "model", "device", "data_dir", "output_dir", "download_timeout")
+
+
+class StoredArguments(BaseModel, strict=True):
+    """What settings.json holds of a command line."""
+
+    model: str
+    epochs: PositiveInt
+    recipe: str
+    batch_size: PositiveInt | None
+    lr: FiniteFloat | None
+    weight_decay: FiniteFloat | None
+    set: list[Annotated[list, Len(2, 2)]]
+    seed: NonNegativeInt
+    device: str | None
+    data_dir: str
+    output_dir: str
+    loader: str
+    workers: NonNegativeInt | None
+    compile: bool
+    val_split: PositiveInt | None
+    download_timeout: FiniteFloat
+    dry_run: bool
 
 
 class ArgumentParser(argparse.ArgumentParser):

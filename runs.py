@@ -24,10 +24,12 @@ from collections.abc import Iterator
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import filelock
 import torch
+from annotated_types import Len
+from pydantic import BaseModel, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from errors import UsageError
 
@@ -175,52 +177,50 @@ def read_json(path: Path) -> dict:
     return value
 
 
-# What a run's settings.json may hold, as far as anybody reads it.
-SETTINGS_TYPES = {
-    "network": str,
-    "model_file": str,
-    "model_sha256": str,
-    "parameters": int,
-    "epochs": int,
-    "recipe_name": str,
-    "recipe": dict,
-    "teacher": dict | None,
-    "seed": int,
-    "val_split": int | None,
-    "dry_run": bool,
-    "device": str,
-    "mean": list,
-    "std": list,
-    "data_sha256": dict,
-    "arguments": dict,
-}
+class Settings(BaseModel, strict=True):
+    """What is read of settings.json; it holds more, and of an older version's run less."""
+
+    network: str | None = None
+    model_file: str | None = None
+    model_sha256: str | None = None
+    parameters: PositiveInt | None = None
+    epochs: PositiveInt | None = None
+    recipe_name: str | None = None
+    recipe: dict | None = None
+    teacher: dict | None = None
+    seed: NonNegativeInt | None = None
+    val_split: PositiveInt | None = None
+    dry_run: bool = False
+    device: str | None = None
+    mean: Annotated[list[FiniteFloat], Len(3, 3)] | None = None
+    std: Annotated[list[FiniteFloat], Len(3, 3)] | None = None
+    data_sha256: dict | None = None
+    arguments: dict | None = None
 
 
-def read_settings(folder: Path) -> dict:
-    """A run's settings.json; what stands in it is of the right type, but may be missing.
+def read_settings(folder: Path, model: type[BaseModel] = Settings) -> dict:
+    """A run's settings.json.
 
     Raises:
         RunError: missing or damaged; names the file and the value.
     """
-    path = folder / Run.SETTINGS
-    settings = read_json(path)
-    check_types(path, settings, SETTINGS_TYPES)
-    for name in ("mean", "std"):
-        values = settings.get(name, [0.0] * 3)
-        if len(values) != 3 or not all(isinstance(value, float | int) for value in values):
-            raise RunError(f"{path} is damaged: {name} is {values!r:.60}")
-    return settings
+    return validated(folder / Run.SETTINGS, read_json(folder / Run.SETTINGS), model)
 
 
-def check_types(path: Path, values: dict, types: dict[str, type]) -> None:
-    """Refuses a file's values that are there, but of another type than is given.
+def validated(path: Path, values: dict, model: type[BaseModel]) -> dict:
+    """The same values, which came from the file.
 
     Raises:
-        RunError: names the file and the value.
+        RunError: one is missing, or of another kind; names the file and the value.
     """
-    for name, kind in types.items():
-        if name in values and not isinstance(values[name], kind):
-            raise RunError(f"{path} is damaged: {name} is {values[name]!r:.60}")
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        found = "missing" if first["type"] == "missing" else f"{first['input']!r:.60}"
+        raise RunError(f"{path} is damaged: {key} is {found}: {first['msg']}") from None
+    return values
 
 
 def write_file(path: Path, content: str | bytes) -> Path:

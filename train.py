@@ -502,15 +502,13 @@ def reopen(args: argparse.Namespace) -> tuple[runs.Run, Network, int, argparse.N
     run = runs.Run.reopen(folder)
     try:
         settings = runs.read_settings(run.folder)
-        stored = settings.get("arguments", {})
+        stored = settings.get("arguments") or {}
         if set(stored) != set(vars(args)) - {"resume"}:
             raise runs.RunError(
                 f"{run.folder}/settings.json does not say how the run was started; it comes from "
                 "another version of this code"
             )
-        runs.check_types(run.folder / run.SETTINGS, stored, cli.ARGUMENT_TYPES)
-        if not all(isinstance(pair, list) and len(pair) == 2 for pair in stored["set"]):
-            raise runs.RunError(f"{run.folder}/settings.json is damaged: set is {stored['set']}")
+        runs.validated(run.folder / run.SETTINGS, stored, cli.StoredArguments)
         given = {name: value for name, value in vars(args).items() if value is not None}
         for name, value in stored_arguments(given).items():
             if name in cli.FREE_ON_RESUME or json.loads(json.dumps(value)) == stored[name]:

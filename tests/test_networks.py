@@ -463,11 +463,11 @@ def test_settings_of_wrong_types_are_one_line(name, value, unfinished, capsys):
     ):
         status, _, error = call_main(main, capsys, arguments)
         assert status == 2
-        assert f"settings.json is damaged: {name} is " in error
+        assert f"settings.json is damaged: {name}" in error
         assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", cli.ARGUMENT_TYPES)
+@pytest.mark.parametrize("name", cli.StoredArguments.model_fields)
 def test_stored_arguments_of_wrong_types_are_one_line(name, unfinished, capsys):
     path = unfinished / "settings.json"
     settings = json.loads(path.read_text())
@@ -475,9 +475,9 @@ def test_stored_arguments_of_wrong_types_are_one_line(name, unfinished, capsys):
     path.write_text(json.dumps(settings))
     status, _, error = call_main(train.main, capsys, ["--resume", unfinished])
     assert status == 2
-    assert f"settings.json is damaged: {name} is " in error
+    assert f"settings.json is damaged: {name}" in error
     assert error.count("\n") == 1
 
 
 def test_the_types_of_all_arguments_are_known():
-    assert set(cli.ARGUMENT_TYPES) == set(vars(cli.parse_arguments([]))) - {"resume"}
+    assert set(cli.StoredArguments.model_fields) == set(vars(cli.parse_arguments([]))) - {"resume"}

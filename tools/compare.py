@@ -18,9 +18,11 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from annotated_types import Len
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt
 from torch.utils.flop_counter import FlopCounterMode
 
 import cli
@@ -133,7 +135,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
 def _is_training(folder: Path) -> bool:
     if not (folder / runs.Run.SETTINGS).is_file() or not runs.is_finished(folder):
         return False
-    settings = runs.read_json(folder / runs.Run.SETTINGS)
+    settings = runs.read_settings(folder)
     return not settings.get("dry_run") and not settings.get("val_split")
 
 
@@ -179,69 +181,52 @@ def _file_of(network: str) -> str:
     return choice if choice.endswith(".py") else f"model_{choice}.py"
 
 
+class Target(BaseModel, strict=True):
+    """What is read of a recipe."""
+
+    target_accuracy: FiniteFloat
+
+
+class Arguments(BaseModel, strict=True):
+    """What is read of a command line."""
+
+    set: list[Annotated[list, Len(2, 2)]] = Field(default_factory=list)
+
+
+class Settings(runs.Settings, strict=True):
+    """What a training that is compared must say of itself."""
+
+    network: str
+    parameters: PositiveInt
+    epochs: PositiveInt
+    seed: NonNegativeInt
+    device: str
+    recipe: Target
+    recipe_name: Literal[tuple(SOURCES)] = "tuned"
+    arguments: Arguments | None = None
+    teacher: dict[str, str] | None = None
+
+
+class Results(BaseModel, strict=True):
+    """What is read of results.json."""
+
+    final_accuracy: FiniteFloat
+    best_accuracy: FiniteFloat
+    gap_points: FiniteFloat
+    train_seconds: FiniteFloat
+    epochs_done: PositiveInt
+    target_reached_at: PositiveInt | None = None
+
+
 def read_training(folder: Path) -> Training:
     """The settings and results of a finished run.
 
     Raises:
         runs.RunError: a file is missing or damaged, or a key has a value of another kind.
     """
-    text, number = "text", "a number"
-    whole, positive = "a whole number", "a whole number above 0"
-    wanted = {
-        runs.Run.SETTINGS: {
-            "network": text,
-            "parameters": positive,
-            "epochs": positive,
-            "seed": whole,
-            "device": text,
-            "recipe": "an object",
-            "recipe.target_accuracy": number,
-            "recipe_name?": f"one of {', '.join(SOURCES)}",
-            "model_file?": text,
-            "model_sha256?": text,
-            "arguments?": "an object",
-            "arguments.set?": "a list of pairs",
-            "teacher?": "an object",
-            "teacher.network?": text,
-        },
-        runs.Run.RESULTS: {
-            "final_accuracy": number,
-            "best_accuracy": number,
-            "gap_points": number,
-            "train_seconds": number,
-            "epochs_done": positive,
-            "target_reached_at?": whole,
-        },
-    }
-    kinds = {
-        text: lambda value: isinstance(value, str),
-        whole: lambda value: type(value) is int,
-        positive: lambda value: type(value) is int and value > 0,
-        number: lambda value: type(value) in (int, float) and abs(value) < 1e300,  # NaN is not
-        "an object": lambda value: isinstance(value, dict),
-        "a list of pairs": lambda value: (
-            isinstance(value, list)
-            and all(
-                isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
-                for pair in value
-            )
-        ),
-        f"one of {', '.join(SOURCES)}": lambda value: isinstance(value, str) and value in SOURCES,
-    }
-    found = []
-    for name, keys in wanted.items():
-        found.append(runs.read_json(folder / name))
-        for key, kind in keys.items():
-            *outer, last = key.removesuffix("?").split(".")
-            value = found[-1]
-            for step in outer:
-                value = value.get(step) or {}
-            value = value.get(last)
-            if (value is not None or not key.endswith("?")) and not kinds[kind](value):
-                raise runs.RunError(
-                    f"{folder / name}: {key.removesuffix('?')} must be {kind}, not {value!r}"
-                )
-    return Training(folder, *found)
+    path = folder / runs.Run.RESULTS
+    results = runs.validated(path, runs.read_json(path), Results)
+    return Training(folder, runs.read_settings(folder, Settings), results)
 
 
 def changes(settings: dict) -> str:
