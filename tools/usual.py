@@ -1,6 +1,6 @@
 """The usual way: a training as most repositories write it, to measure ours against.
 
-    python -m tools.usual --model 2 --until 85       # the published recipe, on the whole of CIFAR-10
+    python -m tools.usual --model 2 --until 85       # the published recipe, all of CIFAR-10
     python -m tools.usual --resume output/20261121-120000-usual-model_2
 
 A data set that augments image by image with Albumentations, a DataLoader with a worker for each
@@ -102,7 +102,7 @@ test_epoch.__test__ = False  # pytest would take the name for a test's
 
 
 def train(args: object) -> None:
-    """Trains by the published recipe until its last epoch, or the first at --until; writes a folder.
+    """Trains by the published recipe until its last epoch, or the first at --until, into a folder.
 
     Raises:
         cli.UsageError: the network has no published recipe.
