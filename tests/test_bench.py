@@ -270,8 +270,12 @@ def fake_python(path: Path, script: str) -> str:
     return str(path)
 
 
-def test_a_measured_process_that_dies_is_told_in_one_line(net, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "executable", fake_python(tmp_path / "python", "exit 3"))
+@pytest.mark.parametrize("script", ["exit 3", "read line; exit 3", "read line; printf '{\"ima'"])
+def test_a_measured_process_that_dies_is_told_in_one_line(
+    script, net, tmp_path, capsys, monkeypatch
+):
+    """Before it is asked, without an answer, and with half of one."""
+    monkeypatch.setattr(sys, "executable", fake_python(tmp_path / "python", script))
     status, _, error = call_main(bench.main, capsys, ["--model", net, "--output-dir", tmp_path])
     assert status == 1
     assert error == (

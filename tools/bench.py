@@ -172,7 +172,7 @@ class Measured:
             stdout=subprocess.PIPE,
             text=True,
             cwd=utils.HERE,
-            start_new_session=True,  # Ctrl-C reaches the asking process alone, which ends them all
+            process_group=0,  # Ctrl-C reaches the asking process alone, which ends them all
         )
 
     def epoch(self, count: int) -> dict[str, float]:
