@@ -480,7 +480,7 @@ def bench(results: dict, title: str) -> bytes:
         places = [place + shift for place in range(len(forms))]
         _bars(transform, places, [rows[form] for form in forms], "{:,.1f}", 0.38, label=name)
     transform.set_xticks(range(len(forms)), forms)
-    transform.set(title="Standard transform alone, one core", ylabel="µs an image (less is better)")
+    transform.set(title="Standard transform alone", ylabel="µs an image (less is better)")
     transform.legend()
     for axes in (ways, rate, transform):
         axes.margins(y=0.12)

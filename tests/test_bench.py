@@ -334,6 +334,31 @@ def test_bad_input_gets_one_clear_line(arguments, message, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+# ---------------------------------------------------------------- the usual way's training
+
+
+def test_usual_trains_until_the_accuracy_and_goes_on(net, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(utils, "default_workers", lambda: 0)
+    net.write_text(NET + "PUBLISHED = dict(RECIPE)\n")
+    common = ["--model", net, "--dry-run", "--device", "cpu", "--epochs", 2]
+    out_dir = ["--output-dir", tmp_path / "out"]
+    assert call_main(usual.main, capsys, [*common, *out_dir, "--until", 0.01])[0] == 0
+    (folder,) = (tmp_path / "out").iterdir()
+    assert len(minutes.read_log(folder)[1]) == 1
+    assert call_main(usual.main, capsys, [*common, "--resume", folder])[0] == 0
+    spent, accuracies = minutes.read_log(folder)
+    assert len(spent) == len(accuracies) == 2
+    assert 0 < spent[0] < spent[1]
+    assert all(0 < accuracy < 100 for accuracy in accuracies)
+
+
+def test_usual_wants_a_published_recipe(net, tmp_path, capsys):
+    arguments = ["--model", net, "--dry-run", "--output-dir", tmp_path]
+    status, _, error = call_main(usual.main, capsys, arguments)
+    assert status == 2
+    assert error == ("tools.usual: error: net has no PUBLISHED recipe, which this trains by\n")
+
+
 # ---------------------------------------------------------------- accuracy over minutes
 
 

@@ -264,7 +264,7 @@ def report(results: dict) -> str:
     lines.append(f"A training step takes {results['mflop_per_image']:,.1f} MFLOP an image; GFLOP/s")
     lines.append(line("product of matrices", results["matmul_gflops"], 0))
     lines.append(line("of which ours reaches", results["share_percent"], 1, " %"))
-    lines.append("Standard transform alone, one core, µs an image")
+    lines.append("Standard transform alone, one core (batched: that or the GPU), µs an image")
     for rate, ways in results["transform"].items():
         lines += [line(f"{way}, {rate}", values, 1) for way, values in ways.items()]
     if "parts" in results:
