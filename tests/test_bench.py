@@ -424,7 +424,7 @@ def test_minutes_says_in_the_picture_whose_seconds_they_are(folders, capsys, mon
         ),
         (
             lambda f: (f / "slow" / "log.csv").write_text("test_acc,train_seconds\n"),
-            "holds no epoch",
+            "no epoch in it",
         ),
         (lambda f: (f / "bench.json").write_text("{}"), "holds no speed of 'usual'"),
         (lambda f: (f / "bench.json").unlink(), "bench.json cannot be read"),

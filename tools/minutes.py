@@ -27,15 +27,14 @@ def read_log(folder: Path) -> tuple[list[float], list[float]]:
     """
     path = folder / "log.csv"
     try:
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(path.read_text().splitlines()))
         minutes = list(accumulate(float(row["train_seconds"]) / 60 for row in rows))
         accuracies = [float(row["test_acc"]) for row in rows]
+        if not rows:
+            raise ValueError("no epoch in it")
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = f"no column {error}" if isinstance(error, KeyError) else error
         raise cli.UsageError(f"{path} cannot be read: {reason}") from None
-    if not rows:
-        raise cli.UsageError(f"{path} holds no epoch")
     return minutes, accuracies
 
 
@@ -59,20 +58,17 @@ def draw(args: argparse.Namespace) -> None:
         name = f"{way}: {folder.resolve().name}"
         if args.bench and args.bench_for in (way, "both"):
             epoch = epoch_minutes(args.bench, way)
-            minutes = [epoch * number for number in range(1, len(accuracies) + 1)]
+            minutes = [epoch * (number + 1) for number in range(len(accuracies))]
             name += f"\n(seconds an epoch: tools.bench, {60 * epoch:,.0f})"
         pairs = zip(minutes, accuracies, strict=True)
         reached = next((minute for minute, value in pairs if value >= args.target), None)
         curves[name] = (minutes, accuracies, reached)
-        at = (
-            f"{reached:,.2f} minutes"
-            if reached
-            else f"not reached, at most {max(accuracies):.2f} %"
-        )
-        print(f"{way:<6}{args.target:g} % on the test set: {at}")
-    first, second = (reached for _, _, reached in curves.values())
-    if first and second:
-        print(f"ratio {first / second:.2f}")
+        best = f"not reached, at most {max(accuracies):.2f} %"
+        when = f"{reached:,.2f} minutes" if reached else best
+        print(f"{way:<6}{args.target:g} % on the test set: {when}")
+    usual, ours = (reached for _, _, reached in curves.values())
+    if usual and ours:
+        print(f"ratio {usual / ours:.2f}")
     picture = plots.accuracy_over_minutes(curves, args.target, "Test accuracy over training time")
     print(f"Picture: {runs.write_file(args.output, picture)}")
 
