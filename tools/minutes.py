@@ -3,9 +3,9 @@
     python -m tools.minutes USUAL_FOLDER OURS_FOLDER
     python -m tools.minutes PUBLISHED_FOLDER OURS_FOLDER --bench output/.../bench.json
 
-The folders hold log.csv, of tools.usual or train.py. Minutes are of training alone, without the
-evaluations. With --bench an epoch lasts as long as 50,000 images take at that way's median speed
-there: the published recipe, trained by our loop, gives the usual way's epochs, the bench its time.
+The folders hold log.csv, of tools.usual or train.py. Minutes are of training, without evaluation.
+With --bench an epoch takes as long as 50,000 images at that way's median speed there: a published
+recipe that our loop trained gives the usual way's epochs, the bench its time.
 """
 
 import argparse
