@@ -1,7 +1,6 @@
 """Test accuracy over minutes of training: the usual way's run beside one of ours.
 
-    python -m tools.minutes USUAL_FOLDER OURS_FOLDER
-    python -m tools.minutes PUBLISHED_FOLDER OURS_FOLDER --bench output/.../bench.json
+    python -m tools.minutes USUAL_FOLDER OURS_FOLDER [--bench output/.../bench.json]
 
 The folders hold log.csv, of tools.usual or train.py. Minutes are of training, without evaluation.
 With --bench an epoch takes as long as 50,000 images at that way's median speed there: a published
