@@ -484,39 +484,81 @@ def bench(results: dict, title: str) -> bytes:
     Args:
         results: what tools/bench saves as bench.json.
     """
-    figure = Figure(figsize=(15, 5), layout="constrained")
+    figure = Figure(figsize=(15, 5.2), layout="constrained")
     figure.suptitle(title)
-    transform, epoch, batch = figure.subplots(1, 3)
+    ways, device, transform = figure.subplots(1, 3, width_ratios=(4, 2.6, 3))
 
-    ways = ("albumentations", "batched", "opencv")
-    names = {"opencv": "bare OpenCV\n(no normalisation)"}
-    for shift, (rate, rows) in zip((-0.2, 0.2), results["transform"].items(), strict=True):
-        places = [place + shift for place in range(len(ways))]
-        _bars(transform, places, [rows[way] for way in ways], "%.1f", 0.38, label=rate)
-    transform.set_xticks(range(len(ways)), [names.get(way, way) for way in ways])
-    transform.set(title="Transform alone, one core", ylabel="µs an image (less is better)")
+    speeds, times = results["images_per_second"], results["times_faster"]
+    names = [
+        f"{way}\n(ours is {times[way]['median']:.1f}x)" if way in times else way for way in speeds
+    ]
+    colors = [TEST if way == "ours" else TRAIN for way in speeds]
+    _bars(ways, range(len(speeds)), list(speeds.values()), "{:,.0f}", 0.7, color=colors)
+    ways.set_xticks(range(len(speeds)), names)
+    ways.set(title=f"Training, epochs of {results['images']:,} images", ylabel="images/s")
+
+    gflop = {key: value * results["mflop_per_image"] / 1e3 for key, value in speeds["ours"].items()}
+    share = results["share_percent"]["median"]
+    _bars(device, range(2), [results["matmul_gflops"], gflop], "{:,.0f}", 0.7, color=[TRAIN, TEST])
+    device.set_xticks(range(2), ["product of\nlarge matrices", "training,\nours"])
+    device.set(title=f"Ours reaches {share:.1f} % of the rate", ylabel="GFLOP/s")
+
+    forms = list(results["transform"]["own p"])
+    looks = ((-0.2, "dimgray"), (0.2, "silver"))
+    for (shift, color), (rate, rows) in zip(looks, results["transform"].items(), strict=True):
+        places = [place + shift for place in range(len(forms))]
+        heights = [rows[form] for form in forms]
+        _bars(transform, places, heights, "{:,.1f}", 0.38, label=rate, color=color)
+    transform.set_xticks(range(len(forms)), forms)
+    transform.set(title="Standard transform alone", ylabel="µs an image (less is better)")
     transform.legend()
-
-    speeds = results["epoch"]["images_per_second"]
-    labels = {"usual": "the usual way", "ours": "ours", "limit": "ours, batch\nlying ready"}
-    _bars(epoch, range(3), [speeds[way] for way in labels], "%.0f", 0.7)
-    epoch.set_xticks(range(3), labels.values())
-    ratio = results["epoch"]["times_faster"]["median"]
-    epoch.set(title=f"Training, end to end: {ratio:.1f} times faster", ylabel="images/s")
-
-    rows = results["scaling"]["by_batch_size"]
-    _bars(batch, range(len(rows)), [row["images_per_second"] for row in rows], "%.0f", 0.7)
-    batch.set_xticks(range(len(rows)), [str(row["batch_size"]) for row in rows])
-    batch.set(title="Training by batch size", xlabel="batch size", ylabel="images/s")
-    for axes in (transform, epoch, batch):
+    for axes in (ways, device, transform):
         axes.margins(y=0.12)
+        axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.set_axisbelow(True)
         axes.grid(axis="y", alpha=0.3)
     return _png(figure)
 
 
+def accuracy_over_minutes(curves: dict, target: float, title: str) -> bytes:
+    """Test accuracy against minutes of training, and when each curve first reaches the target.
+
+    Args:
+        curves: by its name, the minutes until the end of every epoch, the accuracies there in
+            percent, and the minutes until the target, None if it was not reached.
+        target: accuracy in percent.
+    """
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    axes = figure.subplots()
+    for (name, (minutes, accuracies, reached)), color in zip(
+        curves.items(), (TRAIN, TEST), strict=True
+    ):
+        when = f"at {reached:,.1f} min" if reached else "not reached"
+        axes.plot(
+            *(minutes, accuracies),
+            color=color,
+            marker="o",
+            markersize=3,
+            label=f"{name}\n{target:g} % {when}",
+        )
+        if reached:
+            axes.axvline(reached, color=color, linestyle=":")
+    axes.axhline(target, color=MARK, linestyle="--", label=f"{target:g} %")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(title=title, xlabel="minutes of training (logarithmic)", ylabel="test accuracy (%)")
+    axes.grid(alpha=0.3, which="both")
+    figure.legend(loc="outside lower center", ncols=3)
+    return _png(figure)
+
+
 def _bars(
-    axes: Axes, places: Iterable[float], rows: list[dict], form: str, width: float, **options: str
+    axes: Axes,
+    places: Iterable[float],
+    rows: list[dict],
+    form: str,
+    width: float,
+    **options: object,
 ) -> None:
     """Bars of medians with their whiskers and values; rows hold median, min and max."""
     medians = [row["median"] for row in rows]

@@ -1,9 +1,19 @@
-"""tools/bench: what it runs and how it reports; its figures are nobody's test."""
+"""tools/bench and tools/minutes: what they run and how they report; no figure is a test's."""
 
 import io
 import json
 import math
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
+import albumentations as A
 import numpy as np
 import pytest
 import torch
@@ -13,116 +23,229 @@ import cpu
 import networks
 import plots
 import utils
-from tools import bench
+from tests.conftest import call_main
+from tools import bench, minutes, usual, ways
 
 CPU = torch.device("cpu")
+NET = """
+import torch
+print("a model file may print")
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3, padding=1, groups=1, bias=False)
+        self.linear = torch.nn.Linear(8, 10)
+    def forward(self, x):
+        return self.linear(self.conv(x).mean(dim=(2, 3)))
+RECIPE = dict(optimizer='sgd', lr=0.1, weight_decay=0.0, schedule='cosine',
+              batch_size=128, target_accuracy=85.0, target_epochs=9)
+"""
 
 
-def constant(value: float) -> dict[str, float]:
-    return bench.spread([value])
+@pytest.fixture
+def net(tmp_path):
+    """The path of a network small enough not to matter."""
+    path = tmp_path / "net.py"
+    path.write_text(NET)
+    return path
 
 
-RESULTS = {
-    "transform": {
-        rate: {"albumentations": constant(240), "batched": constant(16), "opencv": constant(8)}
-        for rate in ("p=1", "own p")
-    },
-    "epoch": {
-        "images": 5000,
-        "images_per_second": {
-            "usual": constant(700),
-            "ours": constant(2100),
-            "limit": constant(2200),
-        },
-        "times_faster": constant(3.0),
-        "overhead_percent": constant(4.76),
-    },
-    "scaling": {
-        "by_batch_size": [
-            {"batch_size": size, "images_per_second": constant(size * 10), "peak_mib": 900.0}
-            for size in bench.BATCH_SIZES
-        ],
-        "by_data_set_size": [{"images": 5000, "seconds": constant(2.38)}],
-        "evaluation": [{"batch_size": 500, "images_per_second": constant(9000)}],
-        "latency": [{"precision": "torch.float32", "milliseconds": constant(0.7)}],
-    },
-    "parts": {"batched loader": constant(1.37)},
+def turn(speeds: dict[str, float], **more: float) -> dict[str, dict[str, float]]:
+    figures = {way: {"images_per_second": s, "start_seconds": s / 1e3} for way, s in speeds.items()}
+    figures["ours"] |= {"matmul_gflops": 400.0}
+    return figures
+
+
+TURNS = [
+    turn({"usual": 100, "torchvision": 200, "whole_batch": 400, "ours": 1000, "kept memory": 500}),
+    turn({"usual": 200, "torchvision": 200, "whole_batch": 500, "ours": 1200, "kept memory": 400}),
+    turn({"usual": 400, "torchvision": 200, "whole_batch": 600, "ours": 1600, "kept memory": 800}),
+]
+TRANSFORM = {
+    rate: {"albumentations": bench.spread([240.0]), "batched": bench.spread([16.0])}
+    for rate in ("p=1", "own p")
 }
+RESULTS = bench.figures(TURNS, 100.0) | {"images": 5000, "transform": TRANSFORM}
 
 
-def test_spread_is_median_least_and_greatest():
-    assert bench.spread([3.0, 1.0, 10.0, 2.0]) == {"median": 2.5, "min": 1.0, "max": 10.0}
+def test_figures_are_medians_and_ratios_within_each_turn():
+    assert RESULTS["images_per_second"]["ours"] == {"median": 1200, "min": 1000, "max": 1600}
+    assert RESULTS["start_seconds"]["usual"] == {"median": 0.2, "min": 0.1, "max": 0.4}
+    assert set(RESULTS["images_per_second"]) == {"usual", "torchvision", "whole_batch", "ours"}
+    # 10, 6 and 4; the ratio of the medians would be 6, their extremes 2.5 and 16.
+    assert RESULTS["times_faster"]["usual"] == {"median": 6, "min": 4, "max": 10}
+    assert RESULTS["parts"] == {"kept memory": {"median": 2, "min": 2, "max": 3}}
+    # 1,000 images/s of 100 MFLOP are 100 GFLOP/s, of 400.
+    assert RESULTS["share_percent"] == pytest.approx({"median": 30, "min": 25, "max": 40})
 
 
 def test_report_names_every_figure():
     text = bench.report(RESULTS)
-    for part in (
-        "15.0x",
-        "30.0x",
-        "2,100",
-        "3.00",
-        "4.8",
-        "900 MiB",
-        "9,000",
-        "0.70",
-        "2.38",
-        "1.37",
-    ):
+    for part in ("1,200", "(1,000 to 1,600)", "0.20 s", "6.00", "30.0", "100.0", "16.0", "240.0"):
         assert part in text
+    assert "kept memory" in text
 
 
-def test_picture():
-    image = Image.open(io.BytesIO(plots.bench(RESULTS, "title")))
-    assert image.format == "PNG"
-    pixels = np.asarray(image.convert("RGB"))
+def white_edge(png: bytes) -> bool:
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    assert (edge == 255).all()
+    return bool((edge == 255).all())
 
 
-def test_ready_loader_gives_as_many_steps_and_images_as_the_epoch():
-    loader = bench.Ours("2", CPU).loader(300)
-    ready = list(bench.ReadyLoader(loader))
-    assert [len(labels) for _, labels in ready] == [len(labels) for _, labels in loader]
-    assert sum(len(images) for images, _ in ready) == 300
+def test_picture_is_not_clipped():
+    assert white_edge(plots.bench(RESULTS, "title"))
+
+
+def test_training_flops_against_arithmetic(net):
+    """A forward pass, and for each layer two more of its size; none for the images' gradient."""
+    conv, linear = 2 * 8 * 3 * 9 * 32 * 32, 2 * 8 * 10
+    counted = bench.mflop_per_image(networks.load_network(str(net)))
+    assert counted == pytest.approx((2 * conv + 3 * linear) / 1e6)
+
+
+def test_start_and_epoch_are_timed_apart(monkeypatch):
+    """By a clock that only the loader moves: 5 s until its first batch, then 1 s each."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: clock.now)
+
+    class Loader:
+        dataset = range(30)
+
+        def __iter__(self):
+            for seconds in (5.0, 1.0, 1.0):
+                clock.now += seconds
+                yield seconds
+
+    loader = bench.TimedLoader(Loader(), CPU)
+    assert bench.timed(CPU, list, loader) == 7.0
+    assert loader.start_seconds == 5.0
+    assert list(loader) == [5.0, 1.0, 1.0]
+
+
+# ---------------------------------------------------------------- the ways
 
 
 def test_usual_data_set_is_the_same_pipeline(sample):
     mean, std = utils.channel_stats(sample.test_images)
-    usual = bench.UsualDataset(
-        sample.test_images, sample.test_labels, utils.test_transform(mean, std)
+    transform = utils.test_transform(mean, std)
+    item_by_item = usual.UsualDataset(
+        sample.test_images, sample.test_labels, usual.FromPIL(transform)
     )
-    ours = utils.make_loader(
+    ((images, labels),) = utils.make_loader(
         sample.test_images,
         sample.test_labels,
-        utils.test_transform(mean, std),
-        200,
+        transform,
+        len(sample.test_images),
         shuffle=False,
         device=CPU,
         precision=utils.Precision(torch.float32, torch.contiguous_format),
     )
-    ((images, labels),) = ours
-    assert [usual[index][1] for index in range(200)] == labels.tolist()
-    torch.testing.assert_close(torch.stack([usual[i][0] for i in range(200)]), images)
+    assert [item_by_item[i][1] for i in range(len(labels))] == labels.tolist()
+    torch.testing.assert_close(torch.stack([image for image, _ in item_by_item]), images)
 
 
-def test_the_whole_command(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "TRANSFORM_IMAGES", 100)
-    monkeypatch.setattr(bench, "BATCH_SIZES", (32, 64))
-    # The smallest epoch that the command takes, in a network small enough not to matter.
-    net = tmp_path / "net.py"
-    net.write_text(
-        "import torch\n"
-        "class Net(torch.nn.Module):\n"
-        "    def __init__(self):\n"
-        "        super().__init__()\n"
-        "        self.linear = torch.nn.Linear(3, 10)\n"
-        "    def forward(self, x):\n"
-        "        return self.linear(x.mean(dim=(2, 3)))\n"
-        "RECIPE = dict(optimizer='sgd', lr=0.1, weight_decay=0.0, schedule='cosine',\n"
-        "              batch_size=128, target_accuracy=85.0, target_epochs=9)\n"
+def test_whole_batches_are_crops_and_flips_of_every_image_once():
+    images, _ = ways.repeated_sample(60)
+    loader = ways.WholeBatchLoader(images, np.arange(60), 25, CPU, torch.float32)
+    mean, std = utils.channel_stats(images)
+    normalised = (images / 255 - np.array(mean)) / np.array(std)
+    padded = np.pad(normalised, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (32, 32), axis=(1, 2))
+    places, flips, order, sizes = set(), set(), [], []
+    for batch, labels in [*loader, *loader]:
+        assert batch.is_contiguous(memory_format=torch.channels_last)
+        sizes.append(len(labels))
+        order += labels.tolist()
+        for image, label in zip(batch.numpy(), labels.tolist(), strict=True):
+            found = [
+                (y, x, flip)
+                for flip in (False, True)
+                for y, x in np.argwhere(
+                    np.isclose(windows[label], image[..., ::-1] if flip else image, atol=1e-5).all(
+                        axis=(2, 3, 4)
+                    )
+                )
+            ]
+            assert found, label
+            places.add(found[0][:2])
+            flips.add(found[0][2])
+    assert sizes == [25, 25, 10, 25, 25, 10]
+    first, second = order[:60], order[60:]
+    assert sorted(first) == sorted(second) == list(range(60))
+    assert first != second
+    assert flips == {False, True}
+    assert {y for y, _ in places} == {x for _, x in places} == set(range(9))
+
+
+@pytest.mark.parametrize("name", ways.WAYS)
+def test_every_way_trains(name, net, monkeypatch):
+    """An epoch of each moves the weights of the same network, in the recipe's batches."""
+    network = networks.load_network(str(net))
+    built = []
+    monkeypatch.setattr(utils, "default_workers", lambda: 0)  # nothing to start
+    monkeypatch.setattr(
+        ways,
+        "DataLoader",
+        lambda *a, **k: torch.utils.data.DataLoader(*a, **k | {"num_workers": 0}),
     )
-    arguments = ["--model", str(net), "--device", "cpu", "--images", "256", "--repetitions", "1"]
-    assert bench.main([*arguments, "--output-dir", str(tmp_path / "out")]) == 0
+    build = network.build
+    network = network._replace(build=lambda: built.append(build()) or built[-1])
+    way = ways.WAYS[name](network, CPU)
+    (model,) = built
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    loader = way.load(300)
+    assert [len(labels) for _, labels in loader] == [128, 128, 44]
+    way.epoch(bench.TimedLoader(loader, CPU))
+    for parameter, old in zip(model.parameters(), before, strict=True):
+        assert torch.isfinite(parameter).all()
+        assert not torch.equal(parameter, old)
+
+
+@pytest.mark.parametrize("part", ways.PARTS)
+def test_what_is_left_out_is_left_out(part, net, monkeypatch):
+    calls, trained = [], []
+    for name in ("keep_freed_memory", "speed_up"):
+        monkeypatch.setattr(cpu, name, lambda *_, name=name: calls.append(name))
+    monkeypatch.setattr(utils, "train", lambda model, loader, *rest: trained.append(rest))
+    monkeypatch.setattr(utils, "default_workers", lambda: 0)
+    way = ways.ours(networks.load_network(str(net)), CPU, part)
+    loader = way.load(256)
+    way.epoch(loader)
+    found = trained[0][5]
+    usual_precision = utils.pick_precision(CPU)
+    assert isinstance(loader, utils.BatchedLoader) == (part != "batched loader")
+    assert ("keep_freed_memory" in calls) == (part != "kept memory")
+    assert ("speed_up" in calls) == (part != "faster layers")
+    assert found.dtype == (torch.float32 if part == "reduced precision" else usual_precision.dtype)
+    assert found.memory_format == (
+        torch.contiguous_format if part == "channels_last" else torch.channels_last
+    )
+
+
+def test_ours_is_what_train_runs():
+    """The same precision, layers and augmentation as train.py takes."""
+    crop = ways.ours(networks.load_network("2"), CPU).load(256).transform
+    assert type(crop.steps[0]).__name__ == "PadIfNeeded"
+
+
+def test_ours_loads_an_augmentation_without_a_batched_form(net, monkeypatch):
+    pipeline = utils.test_transform((0.5,) * 3, (0.2,) * 3)
+    blurred = A.Compose([A.Blur(p=1.0), *pipeline.transforms])
+    monkeypatch.setitem(utils.TRANSFORMS, "standard", lambda *_: blurred)
+    monkeypatch.setattr(utils, "default_workers", lambda: 0)
+    loader = ways.ours(networks.load_network(str(net)), CPU).load(256)
+    assert isinstance(loader, torch.utils.data.DataLoader)
+    assert loader.dataset.transform is blurred
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_whole_command(net, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "TRANSFORM_IMAGES", 100)
+    arguments = ["--model", net, "--device", "cpu", "--images", 256, "--repetitions", 1]
+    status, out, _ = call_main(bench.main, capsys, [*arguments, "--output-dir", tmp_path / "out"])
+    assert status == 0
     (folder,) = (tmp_path / "out").iterdir()
     assert sorted(path.name for path in folder.glob("[!.]*")) == [
         "bench.json",
@@ -131,13 +254,66 @@ def test_the_whole_command(tmp_path, capsys, monkeypatch):
     ]
     results = json.loads((folder / "bench.json").read_text())
     assert results["network"] == "Net"
-    speeds = results["epoch"]["images_per_second"]
-    assert all(
-        math.isfinite(speeds[way][key]) and speeds[way]["min"] > 0
-        for way in ("usual", "ours", "limit")
-        for key in ("median", "min", "max")
+    assert list(results["images_per_second"]) == list(ways.WAYS)
+    for values in (
+        *results["images_per_second"].values(),
+        *results["start_seconds"].values(),
+        results["share_percent"],
+    ):
+        assert 0 < values["min"] <= values["median"] <= values["max"] < math.inf
+    assert "Standard transform alone" in out
+
+
+def fake_python(path: Path, script: str) -> str:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return str(path)
+
+
+@pytest.mark.parametrize("script", ["exit 3", "read line; exit 3", "read line; printf '{\"ima'"])
+def test_a_measured_process_that_dies_is_told_in_one_line(
+    script, net, tmp_path, capsys, monkeypatch
+):
+    """Before it is asked, without an answer, and with half of one."""
+    monkeypatch.setattr(sys, "executable", fake_python(tmp_path / "python", script))
+    status, _, error = call_main(bench.main, capsys, ["--model", net, "--output-dir", tmp_path])
+    assert status == 1
+    assert error == (
+        "tools.bench: error: the process that measures 'usual' ended; its error is above\n"
     )
-    assert "1. Transform alone" in capsys.readouterr().out
+
+
+def alive(pid: int) -> bool:
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+    ).stdout
+    return bool(state.strip()) and not state.startswith("Z")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_ends_all_processes(number, status, net, tmp_path, capsys, monkeypatch):
+    """The measured ones, deaf to the signal as they are, and their workers."""
+    pids = tmp_path / "pids"
+    script = f"trap '' INT TERM\nsleep 600 &\necho $$ $! >> '{pids}'\nwait"
+    monkeypatch.setattr(sys, "executable", fake_python(tmp_path / "python", script))
+
+    def interrupt() -> None:
+        while not pids.is_file() or len(pids.read_text().split()) < 2 * len(ways.WAYS):
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    found, _, error = call_main(bench.main, capsys, ["--model", net, "--output-dir", tmp_path])
+    thread.join()
+    assert found == status
+    assert error == "\ntools.bench: interrupted\n"
+    deadline = time.monotonic() + 10  # the orphaned workers are init's to bury
+    left = [int(pid) for pid in pids.read_text().split()]
+    while any(map(alive, left)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, left))
 
 
 @pytest.mark.parametrize(
@@ -150,36 +326,118 @@ def test_the_whole_command(tmp_path, capsys, monkeypatch):
     ],
 )
 def test_bad_input_gets_one_clear_line(arguments, message, capsys, tmp_path):
-    try:
-        status = bench.main([*arguments, "--output-dir", str(tmp_path)])
-    except SystemExit as end:
-        status = end.code
-    error = capsys.readouterr().err
+    status, _, error = call_main(bench.main, capsys, [*arguments, "--output-dir", tmp_path])
     assert status == 2
     assert error.startswith("tools.bench: error: ")
     assert message in error
     assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("part", bench.PARTS)
-def test_what_is_left_out_is_left_out(part):
-    number = "3" if part == "faster layers" else "2"
-    whole, lacking = bench.Ours(number, CPU), bench.Ours(number, CPU, part)
-    assert {
-        "batched loader": type(lacking.loader(256)) is not type(whole.loader(256)),
-        "reduced precision": lacking.precision.dtype == torch.float32,
-        "channels_last": lacking.precision.memory_format == torch.contiguous_format,
-        "kept memory": True,  # of the process; it cannot be asked
-        "faster layers": not any(isinstance(m, cpu.FastDropout) for m in lacking.model.modules()),
-    }[part]
-    lacking.train(lacking.loader(64))
+# ---------------------------------------------------------------- the usual way's training
 
 
-def test_bench_measures_what_train_runs():
-    """The same precision, layout, layers and augmentation as train.py takes."""
-    crop = bench.Ours("2", CPU).loader(256).transform
-    assert type(crop.steps[0]).__name__ == "PadIfNeeded"
-    ours = bench.Ours("3", CPU)
-    assert ours.precision == utils.pick_precision(CPU)
-    assert any(isinstance(module, cpu.FastDropout) for module in ours.model.modules())
-    assert ours.recipe == networks.load_network("3").recipe
+def test_usual_trains_until_the_accuracy_and_goes_on(net, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(utils, "default_workers", lambda: 0)
+    net.write_text(NET + "PUBLISHED = dict(RECIPE)\n")
+    common = ["--model", net, "--dry-run", "--device", "cpu", "--epochs", 2]
+    out_dir = ["--output-dir", tmp_path / "out"]
+    assert call_main(usual.main, capsys, [*common, *out_dir, "--until", 0.01])[0] == 0
+    (folder,) = (tmp_path / "out").iterdir()
+    assert len(minutes.read_log(folder)[1]) == 1
+    assert call_main(usual.main, capsys, [*common, "--resume", folder])[0] == 0
+    spent, accuracies = minutes.read_log(folder)
+    assert len(spent) == len(accuracies) == 2
+    assert 0 < spent[0] < spent[1]
+    assert all(0 < accuracy < 100 for accuracy in accuracies)
+
+
+def test_usual_wants_a_published_recipe(net, tmp_path, capsys):
+    arguments = ["--model", net, "--dry-run", "--output-dir", tmp_path]
+    status, _, error = call_main(usual.main, capsys, arguments)
+    assert status == 2
+    assert error == ("tools.usual: error: net has no PUBLISHED recipe, which this trains by\n")
+
+
+# ---------------------------------------------------------------- accuracy over minutes
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two folders: 85 % after the third epoch of 2 minutes, and after the second of half a one."""
+    for name, seconds, accuracies in (
+        ("slow", 120, (50, 84.99, 85, 80)),
+        ("fast", 30, (60, 90)),
+        ("weak", 30, (60, 70.5)),
+    ):
+        (tmp_path / name).mkdir()
+        rows = [f"{n},{acc},{seconds},7" for n, acc in enumerate(accuracies, 1)]
+        text = "\n".join(["epoch,test_acc,train_seconds,test_seconds", *rows]) + "\n"
+        (tmp_path / name / "log.csv").write_text(text)
+    (tmp_path / "bench.json").write_text(json.dumps(RESULTS))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("ours", "options", "lines"),
+    [
+        ("fast", [], ["usual 85 % on the test set: 6.00 minutes", "1.00 minutes", "ratio 6.00"]),
+        ("weak", [], ["6.00 minutes", "not reached, at most 70.50 %"]),
+        ("fast", ["--target", 60], ["usual 60 % on the test set: 4.00", "0.50", "ratio 8.00"]),
+        # Three epochs of 50,000 at 200 images a second; two at 1,200.
+        ("fast", ["--bench"], ["12.50 minutes", "1.39 minutes", "ratio 9.00"]),
+        ("fast", ["--bench", "--bench-for", "usual"], ["12.50 minutes", "ours  85", "ratio 12.50"]),
+    ],
+)
+def test_minutes_to_the_target(ours, options, lines, folders, capsys):
+    if "--bench" in options:
+        options = ["--bench", folders / "bench.json", *options[1:]]
+    picture = folders / "minutes.png"
+    arguments = [folders / "slow", folders / ours, "--output", picture, *options]
+    status, out, _ = call_main(minutes.main, capsys, arguments)
+    assert status == 0
+    for line in lines:
+        assert line in out
+    assert ("ratio" in out) == (ours != "weak")
+    assert white_edge(picture.read_bytes())
+
+
+def test_minutes_says_in_the_picture_whose_seconds_they_are(folders, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "accuracy_over_minutes", lambda *a: drawn.append(a) or b"")
+    arguments = [folders / "slow", folders / "fast", "--output", folders / "minutes.png"]
+    bench_flags = ["--bench", folders / "bench.json", "--bench-for", "usual"]
+    assert call_main(minutes.main, capsys, [*arguments, *bench_flags])[0] == 0
+    (usual_name, ours_name), *_ = drawn[0]
+    assert "tools.bench" in usual_name
+    assert "tools.bench" not in ours_name
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda f: (f / "slow" / "log.csv").unlink(), "log.csv cannot be read"),
+        (lambda f: (f / "slow" / "log.csv").write_text("epoch\n1\n"), "no column 'train_seconds'"),
+        (
+            lambda f: (f / "slow" / "log.csv").write_text("test_acc,train_seconds\nx,1\n"),
+            "could not convert string to float: 'x'",
+        ),
+        (
+            lambda f: (f / "slow" / "log.csv").write_text("test_acc,train_seconds\n"),
+            "no epoch in it",
+        ),
+        (lambda f: (f / "bench.json").write_text("{}"), "holds no speed of 'usual'"),
+        (lambda f: (f / "bench.json").unlink(), "bench.json cannot be read"),
+    ],
+)
+def test_minutes_of_bad_files_get_one_clear_line(break_it, message, folders, capsys):
+    break_it(folders)
+    arguments = [folders / "slow", folders / "fast", "--bench", folders / "bench.json"]
+    status, _, error = call_main(
+        minutes.main, capsys, [*arguments, "--output", folders / "minutes.png"]
+    )
+    assert status == 2
+    assert error.startswith("tools.minutes: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (folders / "minutes.png").exists()

@@ -1,63 +1,66 @@
-"""How fast it is, and against what: every figure a median of repetitions in one run.
+"""How fast training is, in turns with three other ways to write it, and how near the hardware.
 
     python -m tools.bench                      # model 2, the device that train.py would take
-    python -m tools.bench --model 1 --device cpu
+    python -m tools.bench --model 1 --device cpu --parts
 
-The tables are printed, and saved as JSON and as a picture in a folder of the run's own:
+The ways (tools/ways.py) train the same network, in the batches of its recipe:
 
-1. the standard transform alone, on one core: Albumentations image by image, ours for whole
-   batches, and the bare OpenCV calls as a floor; with Affine and CoarseDropout always applied and
-   as often as the pipeline itself says;
-2. an epoch of training end to end against the way such repositories are usually written:
-   torchvision data set, the recipe's Albumentations pipeline image by image, a DataLoader with a
-   worker for each core, float32, contiguous, the recipe's optimizer (SGD where that is Muon),
-   `.item()` every step;
-3. our epoch against its own limit: the same steps on one batch that lies ready on the device;
-4. how time and memory grow with batch and data set, evaluation speed, latency of one image;
-5. with --parts: what each part of ours is worth, by leaving it out (some minutes more).
+- usual: tools/usual.py's textbook loop; Albumentations makes the recipe's pictures image by image,
+  in a DataLoader worker for each core; float32, SGD, `.item()` every step;
+- torchvision: the loop that kuangliu/pytorch-cifar made popular: the same with torchvision's crop
+  and flip in two workers;
+- whole_batch: the data set as one tensor on the device, as airbench has it, cropped and flipped a
+  batch at a time; reduced precision, channels_last, SGD, nothing read back before the epoch's end;
+- ours: what train.py does, with the recipe's optimizer (without a teacher, if it has one).
 
-What is compared runs in processes of its own, in turns, so that none inherits another's memory
-settings. The images are those of data/sample, repeated: speed does not depend on them.
+Each runs in a process started from the command line, as its user would start it, so that workers
+start as they would for him. An epoch counts whole; the seconds until its first batch was there are
+given apart, too. Then: the share of the device's own matrix-product rate that ours reaches; the
+standard transform alone, on one core; and with --parts what each part of ours is worth, by leaving
+it out. The images are those of data/sample, repeated: speed does not depend on them.
 """
 
+import argparse
 import contextlib
-import copy
-import multiprocessing
-import resource
+import functools
+import json
+import os
+import signal
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterator
 
 import albumentations as A
-import cv2
-import numpy as np
 import torch
-from PIL import Image
-from torch import nn
-from torch.utils.data import DataLoader
-from torchvision.datasets import VisionDataset
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-import cifar10
 import cli
-import cpu
 import networks
 import plots
-import recipes
 import runs
-import train
 import utils
-from batched import BatchedTransform
+from batched import BatchedTransform, UnknownTransformError
+from networks import Network
+from tools.ways import PARTS, WAYS, ours, repeated_sample
 
+FEWEST_IMAGES, WARM_UP_BATCHES = 256, 4
 TRANSFORM_IMAGES = 1000
-BATCH_SIZES = (32, 64, 128, 256, 512, 1024)
-FEWEST_IMAGES, WARM_UP_IMAGES = 256, 1024
+MATRIX_SIDE = 2048
 
 
 def spread(values: list[float]) -> dict[str, float]:
     """Median, least and greatest of repetitions."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for a GPU; the CPU has nothing outstanding."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize()
 
 
 def timed(device: torch.device, function: Callable[..., object], *arguments: object) -> float:
@@ -69,466 +72,253 @@ def timed(device: torch.device, function: Callable[..., object], *arguments: obj
     return time.perf_counter() - start
 
 
-def synchronize(device: torch.device) -> None:
-    """Waits for a GPU; the CPU has nothing outstanding."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+# ---------------------------------------------------------------- the hardware, the transform
 
 
-def repeated_sample(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """`count` images and labels: the sample, over and over."""
-    sample = cifar10.load_sample()
-    index = np.arange(count) % len(sample.train_images)
-    return sample.train_images[index], sample.train_labels[index]
+def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
+    """Rate of the product of two square matrices, as fast as the device's library has it."""
+    a, b = torch.randn(2, MATRIX_SIDE, MATRIX_SIDE, device=device).to(dtype)
+
+    def products(count: int) -> None:
+        for _ in range(count):
+            a @ b
+
+    products(2)  # warm-up
+    count = max(3, int(0.5 / timed(device, products, 1)))  # half a second of them
+    return 2 * MATRIX_SIDE**3 * count / timed(device, products, count) / 1e9
 
 
-# ---------------------------------------------------------------- 1. the transform alone
+def mflop_per_image(network: Network) -> float:
+    """Of a training step, forward and backward, by PyTorch's count: 2 for a multiply and add.
+
+    Counted on the plain network: the faster layers of `cpu` do more arithmetic than they stand
+    for, which would look like speed.
+    """
+    with FlopCounterMode(display=False) as counter:
+        logits = network.build().train()(torch.zeros(2, 3, 32, 32))
+        F.cross_entropy(logits, torch.zeros(2, dtype=torch.int64)).backward()
+    return counter.get_total_flops() / 2 / 1e6
 
 
 def bench_transform(device: torch.device, batch_size: int, repetitions: int) -> dict:
     """Microseconds an image on one core (the batched form on a GPU: on that GPU)."""
     images, _ = repeated_sample(TRANSFORM_IMAGES)
-    mean, std = utils.channel_stats(images)
+    batches = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
+    batches, generator = batches.split(batch_size), torch.Generator(device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    planar = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
-    generator = torch.Generator(device)
     results = {}
-    for name, always in (("p=1", True), ("own p", False)):
-        compose = utils.train_transform(mean, std)
-        if always:
-            for step in compose.transforms:
-                if isinstance(step, A.Affine | A.CoarseDropout):
-                    step.p = 1.0
-        batched = BatchedTransform.from_compose(compose)
-        ways = {
-            "albumentations": per_image(compose, images),
-            "batched": lambda batched=batched: [
-                batched(batch, generator) for batch in planar.split(batch_size)
-            ],
-            "opencv": bare_opencv(compose, images),
-        }
-        seconds = {way: [] for way in ways}
-        for way, function in ways.items():
-            where = device if way == "batched" else torch.device("cpu")
-            timed(where, function)  # warm-up
-            seconds[way] = [timed(where, function) for _ in range(repetitions)]
+    for name in ("p=1", "own p"):
+        compose = utils.train_transform(*utils.channel_stats(images))
+        for step in compose.transforms:
+            if name == "p=1" and isinstance(step, A.Affine | A.CoarseDropout):
+                step.p = 1.0
+        ways = {"albumentations": lambda c=compose: [c(image=image) for image in images]}
+        with contextlib.suppress(UnknownTransformError):  # of somebody's own edit
+            batched = BatchedTransform.from_compose(compose)
+            ways["batched"] = lambda b=batched: [b(batch, generator) for batch in batches]
+        seconds = [{way: timed(device, ways[way]) for way in ways} for _ in range(repetitions + 1)]
         results[name] = {
-            way: spread([1e6 * value / len(images) for value in values])
-            for way, values in seconds.items()
+            way: spread([1e6 * turn[way] / len(images) for turn in seconds[1:]]) for way in ways
         }
     torch.set_num_threads(threads)
     return results
 
 
-def per_image(compose: A.Compose, images: np.ndarray) -> Callable[[], object]:
-    """Albumentations as a data set calls it."""
-    return lambda: [compose(image=image) for image in images]
+# ---------------------------------------------------------------- the processes
 
 
-def bare_opencv(compose: A.Compose, images: np.ndarray) -> Callable[[], object]:
-    """The same pixels' work in direct calls, with draws made before; without Normalize."""
-    generator = np.random.default_rng(0)
-    count = len(images)
-    rates = {type(step).__name__: step.p for step in compose.transforms}
-    (affine,) = [step for step in compose.transforms if isinstance(step, A.Affine)]
-    flips, moves, holes = (
-        (generator.random(count) < rates[name]).tolist()
-        for name in ("HorizontalFlip", "Affine", "CoarseDropout")
-    )
-    shape = {"shape": images.shape[1:]}
-    matrices = [affine.get_params_dependent_on_data(shape, {})["matrix"][:2] for _ in images]
-    corners = generator.integers(0, 17, (count, 2)).tolist()
+class TimedLoader:
+    """A loader that notes the seconds until its first batch is there, as `start_seconds`."""
 
-    def work() -> None:
-        for image, flip, move, matrix, hole, (x, y) in zip(
-            images, flips, moves, matrices, holes, corners, strict=True
-        ):
-            output = cv2.flip(image, 1) if flip else image
-            if move:
-                output = cv2.warpAffine(output, matrix, (32, 32), borderValue=affine.fill)
-            if hole:
-                output = output if flip or move else output.copy()
-                output[y : y + 16, x : x + 16] = affine.fill
+    def __init__(self, loader: object, device: torch.device) -> None:
+        self.loader, self.dataset, self.device = loader, loader.dataset, device
 
-    return work
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        start = time.perf_counter()
+        batches = iter(self.loader)
+        first = next(batches)
+        synchronize(self.device)
+        self.start_seconds = time.perf_counter() - start
+        yield first
+        yield from batches
 
 
-# ---------------------------------------------------------------- 2. and 3. an epoch
+def serve(args: argparse.Namespace) -> None:
+    """In a process of its own: reads numbers of images, answers each with an epoch's figures."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # a model file may print
+    kind, device = args.way, utils.pick_device(args.device)
+    network = networks.load_network(args.model)
+    way = WAYS[kind](network, device) if kind in WAYS else ours(network, device, kind)
+    load = functools.cache(way.load)  # a training makes its loader once
+    for line in sys.stdin:
+        loader = TimedLoader(load(int(line)), device)
+        speed = int(line) / timed(device, way.epoch, loader)
+        answer = {"images_per_second": speed, "start_seconds": loader.start_seconds}
+        if kind == "ours":
+            answer["matmul_gflops"] = matmul_gflops(device, utils.pick_precision(device).dtype)
+        print(json.dumps(answer), file=answers, flush=True)
 
 
-class UsualDataset(VisionDataset):
-    """Item by item as torchvision's CIFAR10: from array to PIL image, array and tensor."""
+class Measured:
+    """A process that measures one of WAYS, or ours without one of PARTS."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, transform: A.Compose) -> None:
-        super().__init__(root="")
-        self.data, self.targets, self.augment = images, labels.tolist(), transform
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image = Image.fromarray(self.data[index])
-        return self.augment(image=np.array(image))["image"], self.targets[index]
-
-
-def usual_epoch(model_choice: str, device: torch.device) -> Callable[[int], None]:
-    """Builds the usual training; the result runs an epoch of so many images."""
-    network = networks.load_network(model_choice)
-    mean, std = utils.channel_stats(cifar10.load_sample().train_images)
-    model = network.build().to(device)
-    recipe = network.recipe
-    transform = recipe.train_transform(mean, std, train.DEFAULT_EPOCHS)
-    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    if recipe.optimizer == "adamw":
-        optimizer = torch.optim.AdamW(model.parameters(), 1e-3 * recipe.lr)
-    else:
-        optimizer = torch.optim.SGD(
-            model.parameters(), 1e-3 * recipe.lr, momentum=recipe.momentum, nesterov=True
+    def __init__(self, kind: str, network: Network, device: torch.device) -> None:
+        self.kind = kind
+        command = [sys.executable, "-m", "tools.bench", "--way", kind]
+        self.process = subprocess.Popen(
+            [*command, "--model", network.choice, "--device", str(device)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=utils.HERE,
+            process_group=0,  # Ctrl-C reaches the asking process alone, which ends them all
         )
 
-    def epoch(count: int) -> None:
-        loader = DataLoader(
-            UsualDataset(*repeated_sample(count), transform),
-            batch_size=recipe.batch_size,
-            shuffle=True,
-            num_workers=utils.default_workers(),
-            pin_memory=device.type == "cuda",
-        )
-        model.train()
-        correct = total = 0
-        for inputs, targets in loader:
-            inputs, targets = inputs.to(device), targets.to(device)
-            optimizer.zero_grad()
-            outputs = model(inputs)
-            loss = criterion(outputs, targets)
-            loss.backward()
-            optimizer.step()
-            loss.item()
-            correct += (outputs.argmax(dim=1) == targets).sum().item()
-            total += len(targets)
+    def epoch(self, count: int) -> dict[str, float]:
+        """The figures of an epoch of so many images, as `serve` answers.
 
-    return epoch
-
-
-class ReadyLoader:
-    """The same augmented batch, lying on the device, as often as an epoch has batches."""
-
-    def __init__(self, loader: utils.BatchedLoader) -> None:
-        self.batch = next(iter(loader))
-        self.dataset = loader.dataset
-        self.steps = len(loader)
-
-    def __iter__(self):
-        size, left = len(self.batch[1]), len(self.dataset)
-        for _ in range(self.steps):
-            yield tuple(tensor[: min(size, left)] for tensor in self.batch)
-            left -= size
-
-
-class Ours:
-    """Our training of a network, as train.py assembles it, on data sets of any size.
-
-    `without` leaves one of PARTS out; "not compiled" compiles, which train.py does if asked.
-    """
-
-    def __init__(self, model_choice: str, device: torch.device, without: str = "") -> None:
-        network = networks.load_network(model_choice)
-        self.recipe, self.device, self.without = network.recipe, device, without
-        self.precision = utils.pick_precision(device)
-        if without == "reduced precision":
-            self.precision = self.precision._replace(dtype=torch.float32)
-        if without == "channels_last":
-            self.precision = self.precision._replace(memory_format=torch.contiguous_format)
-        model = network.build().to(device, memory_format=self.precision.memory_format)
-        recipes.scale_dropout(model, self.recipe.dropout)
-        if device.type == "cpu" and without != "kept memory":
-            cpu.keep_freed_memory()
-        if device.type == "cpu" and without != "faster layers":
-            cpu.speed_up(model)
-        torch.backends.cudnn.benchmark = True
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=self.recipe.label_smoothing)
-        self.optimizer = recipes.make_optimizer(model, self.recipe, self.precision.dtype)
-        # A small constant rate: the time of a step does not depend on it.
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1e-3)
-        self.scaler = torch.amp.GradScaler(
-            device.type, enabled=self.precision.dtype == torch.float16
-        )
-        self.model = torch.compile(model) if without == "not compiled" else model
-
-    def loader(self, count: int, batch_size: int | None = None) -> utils.Loader:
-        images, labels = repeated_sample(count)
-        return utils.make_loader(
-            images,
-            labels,
-            self.recipe.train_transform(*utils.channel_stats(images), train.DEFAULT_EPOCHS),
-            batch_size or self.recipe.batch_size,
-            shuffle=True,
-            device=self.device,
-            precision=self.precision,
-            batched=self.without != "batched loader",
-            workers=utils.default_workers(),
-        )
-
-    def train(self, loader: utils.Loader | ReadyLoader) -> None:
-        utils.train(
-            self.model,
-            loader,
-            self.criterion,
-            self.optimizer,
-            self.scheduler,
-            self.scaler,
-            self.device,
-            self.precision,
-        )
-
-    def test(self, loader: utils.Loader) -> None:
-        utils.test(self.model, loader, self.device, self.precision)
-
-
-PARTS = (
-    "batched loader",
-    "reduced precision",
-    "channels_last",
-    "kept memory",
-    "faster layers",
-)
-
-
-def serve(kind: str, model_choice: str, device: torch.device, pipe: Connection) -> None:
-    """In a process of its own: builds one kind of training, then times an epoch at each request.
-
-    A kind is "usual", "ours", "limit" (ours with the batch lying ready), or what Ours leaves out.
-    A request is a number of images, or None to end; the answer is the seconds of the epoch.
-    """
-    if kind == "usual":
-        epoch = usual_epoch(model_choice, device)
-    else:
-        ours = Ours(model_choice, device, kind)
-
-        def epoch(loader: utils.Loader | ReadyLoader) -> None:
-            ours.train(loader)
-
-    with contextlib.suppress(EOFError, KeyboardInterrupt):  # the asking process has gone
-        while (request := pipe.recv()) is not None:
-            work = request
-            if kind != "usual":
-                loader = ours.loader(request)
-                work = ReadyLoader(loader) if kind == "limit" else loader
-            pipe.send(timed(device, epoch, work))
-
-
-def time_epochs(
-    kinds: tuple[str, ...], model_choice: str, device: torch.device, images: int, repetitions: int
-) -> dict[str, list[float]]:
-    """Seconds of an epoch of each kind, measured in turns, each kind in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for kind in kinds:
-        pipes[kind], far_end = context.Pipe()
-        process = context.Process(target=serve, args=(kind, model_choice, device, far_end))
-        process.start()
-        far_end.close()  # so that recv fails, not waits, when the process dies
-        processes.append(process)
-
-    def ask(kind: str, count: int) -> float:
-        pipes[kind].send(count)
+        Raises:
+            OSError: the process has ended.
+        """
         try:
-            return pipes[kind].recv()
-        except EOFError:
-            raise OSError(f"the process that measures {kind!r} ended; its error is above") from None
+            print(count, file=self.process.stdin, flush=True)
+            return json.loads(self.process.stdout.readline())
+        except (BrokenPipeError, ValueError):  # ValueError: no answer, or half of one
+            message = f"the process that measures {self.kind!r} ended; its error is above"
+            raise OSError(message) from None
 
-    for kind in kinds:
-        ask(kind, min(images, WARM_UP_IMAGES))
-    seconds = {kind: [] for kind in kinds}
-    for _ in range(repetitions):
+    def end(self) -> None:
+        """Ends it and its workers."""
+        with contextlib.suppress(OSError, AttributeError):  # Windows has no process groups
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def measure(
+    kinds: list[str], network: Network, device: torch.device, images: int, turns: int
+) -> list[dict[str, dict[str, float]]]:
+    """For each turn, the figures of an epoch of each kind.
+
+    Raises:
+        OSError: a process ended before its time.
+    """
+    size = network.recipe.batch_size
+    warm_up = min(images, WARM_UP_BATCHES * size + images % size)  # the last batch's size, too
+    ways: list[Measured] = []
+    try:
         for kind in kinds:
-            seconds[kind].append(ask(kind, images))
-    for kind, process in zip(kinds, processes, strict=True):
-        pipes[kind].send(None)
-        process.join()
-    return seconds
-
-
-def bench_epoch(model_choice: str, device: torch.device, images: int, repetitions: int) -> dict:
-    """Images a second of the usual way, ours, and the limit of ours; and what follows."""
-    seconds = time_epochs(("usual", "ours", "limit"), model_choice, device, images, repetitions)
-    turns = list(zip(seconds["usual"], seconds["ours"], seconds["limit"], strict=True))
-    return {
-        "images": images,
-        "images_per_second": {
-            kind: spread([images / value for value in values]) for kind, values in seconds.items()
-        },
-        "times_faster": spread([usual / ours for usual, ours, _ in turns]),
-        "overhead_percent": spread([100 * (ours / limit - 1) for _, ours, limit in turns]),
-    }
-
-
-def bench_parts(
-    model_choice: str, device: torch.device, images: int, repetitions: int
-) -> dict[str, dict]:
-    """How many times faster ours is with each of its parts than without it."""
-    kinds = ("ours", *PARTS, "not compiled")
-    seconds = time_epochs(kinds, model_choice, device, images, repetitions)
-    return {
-        part: spread(
-            [left_out / ours for left_out, ours in zip(seconds[part], seconds["ours"], strict=True)]
-        )
-        for part in kinds[1:]
-    }
-
-
-# ---------------------------------------------------------------- 4. scaling
-
-
-def peak_memory(device: torch.device) -> float:
-    """MiB: of the tensors on a GPU since the last reset, of this process on the CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def bench_scaling(
-    model_choice: str, device: torch.device, images: int, repetitions: int
-) -> dict[str, list[dict]]:
-    """Training by batch size and by size of the data set, evaluation by batch size, latency."""
-    ours = Ours(model_choice, device)
-    by_batch, by_size, evaluation = [], [], []
-    for batch_size in BATCH_SIZES:  # upwards: a process's peak memory never sinks
-        loader = ours.loader(min(images, 4 * max(batch_size, 256)), batch_size)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        ours.train(loader)  # warm-up
-        seconds = [timed(device, ours.train, loader) for _ in range(repetitions)]
-        speed = spread([len(loader.dataset) / value for value in seconds])
-        by_batch.append(
-            {"batch_size": batch_size, "images_per_second": speed, "peak_mib": peak_memory(device)}
-        )
-    for count in (images // 8, images // 4, images // 2, images):
-        loader = ours.loader(count)
-        seconds = [timed(device, ours.train, loader) for _ in range(repetitions)]
-        by_size.append({"images": count, "seconds": spread(seconds)})
-    for batch_size in (100, 500, 1000, 2000):
-        loader = ours.loader(min(images, 2000), batch_size)
-        ours.test(loader)  # warm-up
-        seconds = [timed(device, ours.test, loader) for _ in range(repetitions)]
-        speed = spread([len(loader.dataset) / value for value in seconds])
-        evaluation.append({"batch_size": batch_size, "images_per_second": speed})
-    model = copy.deepcopy(ours.model).eval()
-    image = torch.randn(1, 3, 32, 32, device=device).to(memory_format=ours.precision.memory_format)
-    latency = []
-    formats = {torch.float32, ours.precision.dtype}
-    for dtype in sorted(formats, key=str):
-        precision = ours.precision._replace(dtype=dtype)
-        with torch.inference_mode(), precision.autocast(device):
-            for _ in range(10):
-                model(image)
-            seconds = [timed(device, model, image) for _ in range(50)]
-        milliseconds = spread([1e3 * value for value in seconds])
-        latency.append({"precision": str(dtype), "milliseconds": milliseconds})
-    return {
-        "by_batch_size": by_batch,
-        "by_data_set_size": by_size,
-        "evaluation": evaluation,
-        "latency": latency,
-    }
+            ways.append(Measured(kind, network, device))
+        for way in ways:
+            way.epoch(warm_up)
+        return [{way.kind: way.epoch(images) for way in ways} for _ in range(turns)]
+    finally:
+        for way in ways:
+            way.end()
 
 
 # ---------------------------------------------------------------- the report
 
 
+def figures(turns: list[dict[str, dict[str, float]]], mflop: float) -> dict:
+    """What bench.json holds of the turns that `measure` returns; ratios are taken in each turn."""
+
+    def value(name: str, kind: str) -> dict[str, float]:
+        return spread([turn[kind][name] for turn in turns])
+
+    def times(kind: str) -> dict[str, float]:
+        name = "images_per_second"
+        return spread([turn["ours"][name] / turn[kind][name] for turn in turns])
+
+    rates = [(turn["ours"]["images_per_second"], turn["ours"]["matmul_gflops"]) for turn in turns]
+    results = {
+        "images_per_second": {way: value("images_per_second", way) for way in WAYS},
+        "start_seconds": {way: value("start_seconds", way) for way in WAYS},
+        "times_faster": {way: times(way) for way in WAYS if way != "ours"},
+        "matmul_gflops": value("matmul_gflops", "ours"),
+        "mflop_per_image": mflop,
+        "share_percent": spread([100 * speed * mflop / (1e3 * most) for speed, most in rates]),
+    }
+    if parts := [kind for kind in turns[0] if kind in PARTS]:
+        results["parts"] = {part: times(part) for part in parts}
+    return results
+
+
 def report(results: dict) -> str:
     """The tables as text."""
 
-    def figure(values: dict, digits: int = 1) -> str:
-        return (
-            f"{values['median']:>10,.{digits}f}  "
-            f"({values['min']:,.{digits}f} to {values['max']:,.{digits}f})"
-        )
+    def line(name: str, values: dict, digits: int, unit: str = "") -> str:
+        median, low, high = (f"{values[key]:,.{digits}f}" for key in ("median", "min", "max"))
+        return f"   {name:<22}{median:>9}  ({low} to {high}){unit}"
 
-    lines = ["1. Transform alone, µs an image on one core: median (least to greatest)"]
+    lines = [f"Training, an epoch of {results['images']:,}, images/s: median (least to greatest)"]
+    for way, values in results["images_per_second"].items():
+        start = results["start_seconds"][way]["median"]
+        lines.append(line(way, values, 0, f", first batch after {start:.2f} s"))
+    lines.append("Times faster is ours than")
+    lines += [line(way, values, 2) for way, values in results["times_faster"].items()]
+    lines.append(f"A training step takes {results['mflop_per_image']:,.1f} MFLOP an image; GFLOP/s")
+    lines.append(line("product of matrices", results["matmul_gflops"], 0))
+    lines.append(line("of which ours reaches", results["share_percent"], 1, " %"))
+    lines.append("Standard transform alone, one core (batched: that or the GPU), µs an image")
     for rate, ways in results["transform"].items():
-        base = ways["albumentations"]["median"]
-        for way, values in ways.items():
-            lines.append(f"   {rate:<6} {way:<15}{figure(values)}  {base / values['median']:.1f}x")
-    epoch = results["epoch"]
-    lines.append(f"2. Training epoch of {epoch['images']:,} images, end to end, images/s")
-    for way, values in epoch["images_per_second"].items():
-        lines.append(f"   {way:<22}{figure(values, 0)}")
-    lines.append(f"   {'times faster':<22}{figure(epoch['times_faster'], 2)}")
-    lines.append("3. Ours against its own limit (the batch lies ready), percent more time")
-    lines.append(f"   {'overhead':<22}{figure(epoch['overhead_percent'])}")
-    scaling = results["scaling"]
-    lines.append("4. Training by batch size, images/s and peak memory")
-    for row in scaling["by_batch_size"]:
-        lines.append(
-            f"   batch {row['batch_size']:<16}{figure(row['images_per_second'], 0)}"
-            f"  {row['peak_mib']:,.0f} MiB"
-        )
-    lines.append("   Training by size of the data set, seconds")
-    for row in scaling["by_data_set_size"]:
-        lines.append(f"   {row['images']:<6,} images         {figure(row['seconds'], 2)}")
-    lines.append("   Evaluation by batch size, images/s")
-    for row in scaling["evaluation"]:
-        lines.append(f"   batch {row['batch_size']:<16}{figure(row['images_per_second'], 0)}")
-    lines.append("   Latency of one image, milliseconds")
-    for row in scaling["latency"]:
-        lines.append(f"   {row['precision']:<22}{figure(row['milliseconds'], 2)}")
+        lines += [line(f"{way}, {rate}", values, 1) for way, values in ways.items()]
     if "parts" in results:
-        lines.append("5. Times faster with each part than without it")
-        for part, values in results["parts"].items():
-            lines.append(f"   {part:<22}{figure(values, 2)}")
+        lines.append("Times faster is ours with each part than without it")
+        lines += [line(part, values, 2) for part, values in results["parts"].items()]
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status."""
-    parser = cli.ArgumentParser(
-        prog="tools.bench", description="Measure speed against the usual way and our own limit."
-    )
-    add = parser.add_argument
-    add("--model", default=train.DEFAULT_MODEL, help="1, 2, 3 or a model file (2)")
-    add("--device", help="cuda, mps or cpu (default: the first of these that is there)")
-    add(
-        "--images",
-        type=cli.whole_number(FEWEST_IMAGES),
-        help="in an epoch (default: 50,000 on a GPU, 5,000 on the CPU)",
-    )
-    add("--repetitions", type=cli.whole_number(1, 100), default=5, help="of each figure (5)")
-    add("--parts", action="store_true", help="measure what each part is worth, too")
-    add("--output-dir", default="output", help="where the folder of the results is made (output)")
-    args = parser.parse_args(arguments)
+def bench(args: argparse.Namespace) -> None:
+    """Measures, prints, and writes the folder.
 
-    def work() -> None:
-        device = utils.pick_device(args.device)
-        network = networks.load_network(args.model)
-        images = args.images or (5_000 if device.type == "cpu" else 50_000)
+    Raises:
+        cli.UsageError, utils.DeviceError: no such network or device.
+        OSError: a measured process ended, or the folder cannot be written.
+    """
+    device = utils.pick_device(args.device)
+    network = networks.load_network(args.model)
+    images = args.images or (10_000 if device.type == "cpu" else 50_000)
+    title = f"{network.build.__name__} on {utils.describe(device)}"
+    with runs.Run.create(args.output_dir, f"bench-{network.name}") as run, runs.Interrupts():
+        run.log(f"{title}, medians of {args.repetitions}")
+        kinds = [*WAYS, *PARTS] if args.parts else list(WAYS)
+        turns = measure(kinds, network, device, images, args.repetitions)
         results = {
             "network": network.build.__name__,
             "device": utils.describe(device),
             "precision": str(utils.pick_precision(device).dtype),
             "batch_size": network.recipe.batch_size,
+            "images": images,
             "repetitions": args.repetitions,
+            **figures(turns, mflop_per_image(network)),
+            "transform": bench_transform(device, network.recipe.batch_size, args.repetitions),
             **runs.environment(),
         }
-        run = runs.Run.create(args.output_dir, f"bench-{network.name}")
-        run.log(f"{network.build.__name__} on {results['device']}, medians of {args.repetitions}")
-        results["transform"] = bench_transform(device, network.recipe.batch_size, args.repetitions)
-        results["epoch"] = bench_epoch(args.model, device, images, args.repetitions)
-        results["scaling"] = bench_scaling(args.model, device, images, args.repetitions)
-        if args.parts:
-            results["parts"] = bench_parts(args.model, device, images, args.repetitions)
         run.log(report(results))
         run.write_json("bench.json", results)
-        title = f"{network.build.__name__} on {results['device']}"
         run.write("bench.png", plots.bench(results, title))
         run.log(f"Results: {run.folder}")
 
-    return cli.run("tools.bench", work)
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = cli.ArgumentParser(prog="tools.bench", description="Measure the speed of training.")
+    add = parser.add_argument
+    add("--model", default="2", help="1, 2, 3 or a model file (2)")
+    add("--device", help="cuda, mps or cpu (default: the first of these that is there)")
+    count = cli.whole_number(FEWEST_IMAGES)
+    add("--images", type=count, help="in an epoch (default: 50,000 on a GPU, 10,000 on the CPU)")
+    add("--repetitions", type=cli.whole_number(1, 100), default=3, help="of each figure (3)")
+    add("--parts", action="store_true", help="measure what each part of ours is worth, too")
+    add("--output-dir", default="output", help="where the folder of the results is made (output)")
+    add("--way", choices=(*WAYS, *PARTS), help=argparse.SUPPRESS)  # this is a measured process
+    args = parser.parse_args(arguments)
+    return cli.run("tools.bench", lambda: (serve if args.way else bench)(args))
 
 
 if __name__ == "__main__":
