@@ -32,7 +32,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-import albumentations as A
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,7 +42,7 @@ import networks
 import plots
 import runs
 import utils
-from batched import BatchedTransform, UnknownTransformError
+from batched import A, BatchedTransform, UnknownTransformError
 from networks import Network
 from tools.ways import PARTS, WAYS, ours, repeated_sample
 
@@ -156,7 +155,7 @@ def serve(args: argparse.Namespace) -> None:
         speed = int(line) / timed(device, way.epoch, loader)
         answer = {"images_per_second": speed, "start_seconds": loader.start_seconds}
         if kind == "ours":
-            answer["matmul_gflops"] = matmul_gflops(device, utils.pick_precision(device).dtype)
+            answer["matmul_gflops"] = matmul_gflops(device, network.precision(device).dtype)
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -167,7 +166,7 @@ class Measured:
         self.kind = kind
         command = [sys.executable, "-m", "tools.bench", "--way", kind]
         self.process = subprocess.Popen(
-            [*command, "--model", network.choice, "--device", str(device)],
+            [*command, "--model", str(network.file), "--device", str(device)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -291,7 +290,7 @@ def bench(args: argparse.Namespace) -> None:
         results = {
             "network": network.build.__name__,
             "device": utils.describe(device),
-            "precision": str(utils.pick_precision(device).dtype),
+            "precision": str(network.precision(device).dtype),
             "batch_size": network.recipe.batch_size,
             "images": images,
             "repetitions": args.repetitions,

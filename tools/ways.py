@@ -19,7 +19,6 @@ import cifar10
 import cpu
 import recipes
 import utils
-from batched import UnknownTransformError
 from networks import Network
 from tools import usual
 
@@ -101,9 +100,9 @@ class WholeBatchLoader:
 
 def whole_batch(network: Network, device: torch.device) -> Way:
     """A plain loop over WholeBatchLoader."""
-    recipe, precision = network.recipe, utils.pick_precision(device)
+    recipe, precision = network.recipe, network.precision(device)
     torch.backends.cudnn.benchmark = True
-    model = network.build().to(device, memory_format=torch.channels_last)
+    model = network.build().to(device, memory_format=precision.memory_format)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
 
@@ -115,6 +114,7 @@ def whole_batch(network: Network, device: torch.device) -> Way:
         model.train()
         total = torch.zeros((), device=device)
         for images, labels in loader:
+            images = images.contiguous(memory_format=precision.memory_format)
             optimizer.zero_grad(set_to_none=True)
             with precision.autocast(device):
                 loss = criterion(model(images), labels)
@@ -131,7 +131,7 @@ def ours(network: Network, device: torch.device, without: str = "") -> Way:
 
     What `cpu` does is left out for the whole process, so that such a way wants one of its own.
     """
-    recipe, precision = network.recipe, utils.pick_precision(device)
+    recipe, precision = network.recipe, network.precision(device)
     if without == "reduced precision":
         precision = precision._replace(dtype=torch.float32)
     elif without == "channels_last":
@@ -152,13 +152,19 @@ def ours(network: Network, device: torch.device, without: str = "") -> Way:
     def load(count: int) -> utils.Loader:
         images, labels = repeated_sample(count)
         transform = recipe.train_transform(*utils.channel_stats(images), EPOCHS)
-        options = {"shuffle": True, "device": device, "precision": precision}
-        options["workers"] = utils.default_workers()
-        make = functools.partial(utils.make_loader, images, labels, transform, recipe.batch_size)
-        try:
-            return make(batched=without != "batched loader", **options)
-        except UnknownTransformError:
-            return make(batched=False, **options)
+        wanted = "albumentations" if without == "batched loader" else "batched"
+        chosen = utils.choose_loader(transform, wanted)
+        return utils.make_loader(
+            images,
+            labels,
+            transform,
+            recipe.batch_size,
+            shuffle=True,
+            device=device,
+            precision=precision,
+            batched=chosen.batched,
+            workers=chosen.workers,
+        )
 
     return Way(load, lambda loader: utils.train(model, loader, *rest))
 
