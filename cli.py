@@ -14,11 +14,10 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from typing import Annotated, TextIO
+from typing import Annotated, Literal, TextIO
 
 import torch
-from annotated_types import Len
-from pydantic import BaseModel, FiniteFloat, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, FiniteFloat, NonNegativeInt, PositiveInt, Strict
 
 import cifar10
 import recipes
@@ -47,11 +46,11 @@ class StoredArguments(BaseModel, strict=True):
 
     model: str
     epochs: PositiveInt
-    recipe: str
+    recipe: Literal["tuned", "published", "ours"]
     batch_size: PositiveInt | None
     lr: FiniteFloat | None
     weight_decay: FiniteFloat | None
-    set: list[Annotated[list, Len(2, 2)]]
+    set: list[Annotated[tuple[str, object], Strict(False)]]
     seed: NonNegativeInt
     device: str | None
     data_dir: str
@@ -92,7 +91,7 @@ def run(program: str, work: Callable[[], None]) -> int:
     except torch.OutOfMemoryError:
         print(f"{program}: error: out of GPU memory; give a smaller --batch-size", file=sys.stderr)
         return 1
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         place = _line_of_model_file(error)
         if place is None:
             raise
@@ -112,7 +111,7 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _line_of_model_file(error: Exception) -> str | None:
+def _line_of_model_file(error: BaseException) -> str | None:
     """Where in a model file the error arose, if in one: whatever somebody's network may raise."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         if isinstance(frame.f_globals.get("RECIPE"), dict):
@@ -147,7 +146,7 @@ def whole_number(lowest: int, highest: int | None = None) -> Callable[[str], int
         except ValueError:
             value = None
         if value is None or value < lowest or (highest is not None and value > highest):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
+            raise argparse.ArgumentTypeError(f"{text!r:.60} is not {allowed}")
         return value
 
     return parse
@@ -164,7 +163,7 @@ def real_number(positive: bool) -> Callable[[str], float]:
         except ValueError:
             value = math.nan
         if not 0 <= value <= LARGEST or (positive and value == 0):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
+            raise argparse.ArgumentTypeError(f"{text!r:.60} is not {allowed}")
         return value
 
     return parse
@@ -176,11 +175,11 @@ def recipe_entry(text: str) -> tuple[str, object]:
     known = [field.name for field in fields(recipes.Recipe)]
     if not equals or key not in known:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not KEY=VALUE with a KEY out of {', '.join(known)}"
+            f"{text!r:.60} is not KEY=VALUE with a KEY out of {', '.join(known)}"
         )
     try:
         return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return key, value
 
 

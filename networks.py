@@ -150,32 +150,39 @@ def _try_out(path: Path, build: type[nn.Module]) -> tuple[int, str]:
     """The number of parameters, and why it takes contiguous images only ("" if it takes both).
 
     Raises:
-        UsageError: it does not turn images into 10 logits each.
+        UsageError: it does not turn images into 10 logits each, or cannot be trained.
     """
-    name, failures = build.__name__, []
-    with torch.inference_mode():
-        for layout in (torch.channels_last, torch.contiguous_format):
-            try:
-                model = build().eval()
-                if any(is_lazy(parameter) for parameter in model.parameters()):
-                    raise UsageError(
-                        f"{path}: {name} has lazy layers, which have no weights before the first "
-                        "image; give their sizes"
-                    )
-                images = torch.zeros(2, 3, 32, 32).contiguous(memory_format=layout)
-                logits = model.to(memory_format=layout)(images)
-            except UsageError:
-                raise
-            except (Exception, SystemExit) as error:  # whatever somebody's code may raise
-                failures.append(_reason(error, path))
-                continue
-            break
-        else:
-            raise UsageError(f"{path}: {name} fails on images (2, 3, 32, 32): {failures[-1]}")
+    failures = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        try:
+            model = build()
+            if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+                raise UsageError(
+                    f"{path}: {build.__name__} has lazy layers, which have no weights before the "
+                    "first image; give their sizes"
+                )
+            model = model.to(memory_format=layout)
+            for training in (False, True):
+                _try_images(path, model.train(training), layout)
+        except UsageError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever somebody's code may raise
+            failures.append(_reason(error, path))
+            continue
+        return sum(parameter.numel() for parameter in model.parameters()), "".join(failures)
+    raise UsageError(f"{path}: {build.__name__} fails on images (2, 3, 32, 32): {failures[-1]}")
+
+
+def _try_images(path: Path, model: nn.Module, layout: torch.memory_format) -> None:
+    """Two images, in the layout and mode of a training or an evaluation."""
+    logits = model(torch.zeros(2, 3, 32, 32).contiguous(memory_format=layout))
     shape = tuple(getattr(logits, "shape", ())) or f"a {type(logits).__name__}"
+    name = type(model).__name__ + (" in training" if model.training else "")
     if shape != (2, len(cifar10.CLASSES)):
         raise UsageError(f"{path}: {name} turns 2 images into {shape}; it must be (2, 10)")
-    return sum(parameter.numel() for parameter in model.parameters()), "".join(failures)
+    trainable = any(parameter.requires_grad for parameter in model.parameters())
+    if trainable and not logits.requires_grad:
+        raise UsageError(f"{path}: no gradient leads from {name}'s logits to its parameters")
 
 
 def _reason(error: BaseException, path: Path) -> str:
@@ -188,7 +195,7 @@ def _reason(error: BaseException, path: Path) -> str:
     place = f"line {lines[-1]}: " if lines else ""
     if isinstance(error, SystemExit):
         return f"{place}it ends the program (sys.exit)"
-    return f"{place}{type(error).__name__}: {error}".splitlines()[0]
+    return f"{place}{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
 
 
 def _read_recipe(path: Path, name: str, recipe: object) -> recipes.Recipe:
@@ -212,29 +219,52 @@ def _needs_no_arguments(network: type) -> bool:
 
 
 def code_digest(path: Path) -> str:
-    """SHA-256 (hexadecimal) of a model file's code, and of the files beside it that it imports.
+    """SHA-256 (hexadecimal) of a model file's code, and of all files of its own that it imports.
 
     Comments, docstrings and recipes are left out: weights stay this network's when a remark or
-    its RECIPE changes, and are another's as soon as its code does.
+    its RECIPE changes, and are another's as soon as its code does. Modules and packages beside the
+    file count, and this repository's; not what lies elsewhere, or is read by other means than
+    import.
 
     Raises:
         OSError, SyntaxError, ValueError: it cannot be read as Python.
     """
-    tree, code = _code_of(path)
-    imported = {
-        name.split(".")[0]
-        for node in ast.walk(tree)
-        for name in _imported_names(node)
-        if (path.parent / f"{name.split('.')[0]}.py").is_file()
-    }
-    beside = [_code_of(path.parent / f"{name}.py")[1] for name in sorted(imported)]
-    return hashlib.sha256("\0".join([code, *beside]).encode()).hexdigest()
+    codes: dict[Path, str] = {}
+    unread = [path]
+    while unread:
+        file = unread.pop()
+        if file not in codes:
+            tree, codes[file] = _code_of(file)
+            unread += _imported_files(tree, file, path.parent)
+    first, *rest = codes.values()
+    return hashlib.sha256("\0".join([first, *sorted(rest)]).encode()).hexdigest()
 
 
-def _imported_names(node: ast.AST) -> list[str]:
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    return [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+def _imported_files(tree: ast.Module, file: Path, folder: Path) -> list[Path]:
+    """The files of the repository, and of the model file's folder, that a file imports."""
+    found = []
+    for node in ast.walk(tree):
+        # What is loaded already comes first, as for Python itself: this repository's.
+        roots = [utils.HERE, folder]
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module or ''}.{alias.name}".strip(".") for alias in node.names]
+            if node.level:
+                roots = [file.parents[node.level - 1]]
+        else:
+            continue
+        for parts in (name.split(".") for name in names):
+            for count in range(1, len(parts) + 1):
+                places = [root.joinpath(*parts[:count]) for root in roots]
+                files = [
+                    file
+                    for place in places
+                    for file in (place / "__init__.py", place.with_name(f"{place.name}.py"))
+                    if file.is_file()
+                ]
+                found += files[:1]
+    return found
 
 
 def _code_of(path: Path) -> tuple[ast.Module, str]:

@@ -140,7 +140,7 @@ class Recipe:
         )
         for name, good, wanted in checks:
             if not good:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {wanted}")
+                raise ValueError(f"{name} is {getattr(self, name)!r:.60}; it must be {wanted}")
 
     @classmethod
     def from_dict(cls, recipe: Mapping) -> "Recipe":

@@ -170,7 +170,10 @@ def read_json(path: Path) -> dict:
     """
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        text = json.dumps(value, ensure_ascii=False).encode()  # half a character is an error here
+        if rb"\u0000" in text:
+            raise ValueError("a zero byte in it, which no path can hold")
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
     if not isinstance(value, dict):
         raise RunError(f"{path} holds no settings")
@@ -244,8 +247,8 @@ def write_file(path: Path, content: str | bytes) -> Path:
 def is_finished(folder: Path) -> bool:
     """Whether the run went through all of its epochs and wrote its results."""
     try:
-        return json.loads((folder / Run.RESULTS).read_text())["completed"] is True
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_json(folder / Run.RESULTS).get("completed") is True
+    except RunError:
         return False
 
 

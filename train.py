@@ -220,7 +220,9 @@ def run_training(
                 f"{resume_command(run, network)}"
             ) from None
         except KeyboardInterrupt:
-            if (run.folder / run.SETTINGS).is_file() and not runs.is_finished(run.folder):
+            if runs.is_finished(run.folder):
+                run.log("Interrupted, but the run is finished: all of it has been written")
+            elif (run.folder / run.SETTINGS).is_file():
                 run.log(f"Go on with: {resume_command(run, network)}")
             raise
 
@@ -600,7 +602,7 @@ def choose_recipe(network: Network, args: argparse.Namespace, size: int) -> reci
     given = {name: value for name, value in given.items() if value is not None} | dict(args.set)
     try:
         recipe = replace(recipe, **given)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: a key of another version's recipe
         raise UsageError(f"recipe: {error}") from None
     if recipe.teacher:
         recipe = replace(recipe, teacher=utils.stored_path(recipe.teacher))

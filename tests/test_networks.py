@@ -243,6 +243,23 @@ CLASS, LAST = (
         (FORWARD, f"        nn.Linear(3, 4)(x)\n{FORWARD}", rf"fails on images .*: line {LAST}: "),
         (FORWARD, "        raise SystemExit(0)", f"line {LAST}: it ends the program"),
         (FORWARD, "        return {'a': x}", "turns 2 images into a dict"),
+        (
+            FORWARD,
+            f"        if self.training:\n            exit(0)\n{FORWARD}",
+            f"line {LAST + 1}: it ends the program",
+        ),
+        (
+            FORWARD,
+            f"{FORWARD}, 'auxiliary'",
+            "turns 2 images into a tuple; it must be",
+        ),
+        (
+            FORWARD,
+            f"        if self.training:\n            return x, x\n{FORWARD}",
+            "Small in training turns 2 images into a tuple",
+        ),
+        (FORWARD, f"{FORWARD}.detach()", "no gradient leads from Small's logits to its parameters"),
+        ("nn.BatchNorm2d(8)", "nn.LazyBatchNorm2d(affine=False)", "Small has lazy layers"),
         ("nn.Linear(8, 10)", "nn.LazyLinear(10)", "Small has lazy layers, .* give their sizes"),
         (
             "class Small",
@@ -256,7 +273,22 @@ CLASS, LAST = (
         ),
         ("lr=0.05", f"lr={'9' * 400}", "lr is 9+; it must be a number above 0"),
     ],
-    ids=["error", "exit", "forward", "exit in it", "dict", "lazy", "parts", "list", "digits"],
+    ids=[
+        "error",
+        "exit",
+        "forward",
+        "exit in it",
+        "dict",
+        "exit in training",
+        "tuple",
+        "tuple in training",
+        "detached",
+        "lazy norm",
+        "lazy",
+        "parts",
+        "list",
+        "digits",
+    ],
 )
 def test_what_is_wrong_with_a_model_file_is_one_line_with_its_place(old, new, message, tmp_path):
     assert old in SMALL_NETWORK
@@ -270,10 +302,22 @@ def test_what_is_wrong_with_a_model_file_is_one_line_with_its_place(old, new, me
 @pytest.mark.parametrize(
     ("old", "new", "arguments", "message"),
     [
-        (FORWARD, f"        assert not self.training\n{FORWARD}", (), f"line {LAST}: AssertionErr"),
+        (
+            FORWARD,
+            f"        assert len(x) < 50 or not self.training\n{FORWARD}",
+            (),
+            f"line {LAST}: AssertionError",
+        ),
+        (
+            FORWARD,
+            f"        if len(x) > 50 and self.training:\n            exit(0)\n{FORWARD}",
+            (),
+            f"line {LAST + 1}: SystemExit: 0",
+        ),
         (FORWARD, FORWARD, ("--set", "transform=[1]"), "transform is [1]; it must be one of"),
         (FORWARD, FORWARD, ("--set", f"lr={'9' * 400}"), "it must be a number above 0"),
         (FORWARD, FORWARD, ("--set", f"momentum={'9' * 400}"), "it must be between 0 and 1"),
+        (FORWARD, FORWARD, ("--set", f"lr={'-' * 5000}1"), "it must be a number above 0"),
         (FORWARD, FORWARD, ("--weight-decay", "1e308"), "'1e308' is not a number from 0 up"),
         (
             "self.linear = nn.Linear(8, 10)",
@@ -282,7 +326,7 @@ def test_what_is_wrong_with_a_model_file_is_one_line_with_its_place(old, new, me
             "Small has no parameter that requires a gradient: nothing to train",
         ),
     ],
-    ids=["forward", "list", "digits", "momentum", "weight decay", "frozen"],
+    ids=["forward", "exit", "list", "digits", "momentum", "signs", "weight decay", "frozen"],
 )
 def test_what_cannot_be_trained_is_one_line(old, new, arguments, message, capsys, tmp_path):
     path = written(tmp_path, SMALL_NETWORK.replace(old, new, 1))
@@ -290,6 +334,13 @@ def test_what_cannot_be_trained_is_one_line(old, new, arguments, message, capsys
     assert status in (1, 2)
     assert message in error
     assert error.count("\n") == 1
+    assert len(error) < 500
+
+
+def test_a_view_that_fails_in_training_alone_is_trained_contiguous(tmp_path):
+    view = "        if self.training:\n            x.view(len(x), -1)\n"
+    path = written(tmp_path, SMALL_NETWORK.replace(FORWARD, view + FORWARD))
+    assert f"line {LAST + 1}: RuntimeError" in networks.load_network(str(path)).only_contiguous
 
 
 def test_a_fault_of_ours_keeps_its_traceback():
@@ -356,13 +407,28 @@ def test_remarks_and_recipes_are_no_code(tmp_path):
         assert networks.code_digest(written(tmp_path, SMALL_NETWORK.replace(old, new))) != digest
 
 
-def test_what_is_imported_from_beside_the_file_is_its_code(tmp_path):
-    path = written(tmp_path, "from neighbour import f\n" + SMALL_NETWORK)
-    written(tmp_path, "f = 1\n", "neighbour.py")
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        ("from near import f", "near.py"),
+        ("import between", "near.py"),  # which between.py imports
+        ("from package.part import f", "package/part.py"),
+        ("from package import part", "package/part.py"),
+        ("import package.part as part", "package/__init__.py"),
+        ("from package import relative", "package/part.py"),  # which relative.py imports
+    ],
+)
+def test_what_a_model_file_imports_of_its_own_is_its_code(line, file, tmp_path):
+    (tmp_path / "package").mkdir()
+    written(tmp_path, "import near\n", "between.py")
+    written(tmp_path, "from .part import f\n", "package/relative.py")
+    for name in ("near.py", "package/__init__.py", "package/part.py"):
+        written(tmp_path, "f = 1\n", name)
+    path = written(tmp_path, f"{line}\n{SMALL_NETWORK}")
     digest = networks.code_digest(path)
-    written(tmp_path, "f = 1  # remark\n", "neighbour.py")
+    written(tmp_path, "f = 1  # remark\n", file)
     assert networks.code_digest(path) == digest
-    written(tmp_path, "f = 2\n", "neighbour.py")
+    written(tmp_path, "f = 2\n", file)
     assert networks.code_digest(path) != digest
 
 
@@ -477,6 +543,33 @@ def test_stored_arguments_of_wrong_types_are_one_line(name, unfinished, capsys):
     assert status == 2
     assert f"settings.json is damaged: {name}" in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("recipe", "x"), ("set", [[1, 2]]), ("set", [["lr"]]), ("set", [["no_key", 1]])],
+)
+def test_stored_arguments_that_mean_nothing_are_one_line(name, value, unfinished, capsys):
+    path = unfinished / "settings.json"
+    settings = json.loads(path.read_text())
+    settings["arguments"][name] = value
+    path.write_text(json.dumps(settings))
+    status, _, error = call_main(train.main, capsys, ["--resume", unfinished])
+    assert status == 2
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"model_file": "\\ud800"}', '{"a": "\\u0000"}'])
+@pytest.mark.parametrize("name", ["settings.json", "results.json"])
+def test_json_of_no_use_is_one_line(name, text, unfinished, capsys):
+    (unfinished / name).write_text(text)
+    for main, arguments in (
+        (evaluate.main, [unfinished, "--dry-run", "--output-dir", unfinished / "out"]),
+        (train.main, ["--resume", unfinished, "--data-dir", unfinished / "settings.json"]),
+    ):
+        status, _, error = call_main(main, capsys, arguments)
+        assert status in ((2,) if name == "settings.json" else (0, 1))  # 1: no such data folder
+        assert error.count("\n") <= 1
 
 
 def test_the_types_of_all_arguments_are_known():

@@ -18,6 +18,13 @@ from tools import compare
 
 ROOT = Path(__file__).parents[1]
 RUNS = compare.find_runs([compare.REFERENCE])
+# The ways of tools.bench, as the tables call them.
+WAYS = {
+    "usual": "the usual way, Albumentations image by image",
+    "torchvision": "torchvision's crop and flip, two workers",
+    "whole_batch": "whole batches on the device, bf16, plain SGD",
+    "ours": "**ours**",
+}
 every = pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
 
 
@@ -61,7 +68,7 @@ def test_log_results_and_readme_tell_the_same(folder):
 def test_the_readme_and_the_network_s_file_tell_the_runs_accuracy(folder):
     """That of one run, or mean and deviation of those that differ in their seed alone."""
     settings = read(folder, "settings.json")
-    same = ("network", "epochs", "recipe")
+    same = ("network", "epochs", "recipe_name", "recipe")
     alike = [
         run for run in RUNS if all(read(run, "settings.json")[key] == settings[key] for key in same)
     ]
@@ -71,7 +78,10 @@ def test_the_readme_and_the_network_s_file_tell_the_runs_accuracy(folder):
     if seeds:
         accuracy += f" ± {statistics.stdev(finals):.2f}"
     choice, epochs = compare.NETWORKS[settings["network"]], settings["epochs"]
-    flags = "".join(f" --set {key}={value}" for key, value in settings["arguments"]["set"])
+    published = " --recipe published" if settings["recipe_name"] == "published" else ""
+    flags = published + "".join(
+        f" --set {key}={value}" for key, value in settings["arguments"]["set"]
+    )
     command = f"`python train.py --model {choice} --epochs {epochs} --seed {first}{flags}`"
     if seeds:
         command += f", seeds {', '.join(map(str, [first, *seeds]))}"
@@ -88,7 +98,8 @@ def test_the_recipe_is_the_committed_one(folder):
     settings = read(folder, "settings.json")
     network = network_of(settings)
     recipe = recipes.Recipe.from_dict(settings["recipe"])
-    assert recipe == replace(network.recipe, **dict(settings["arguments"]["set"]))
+    committed = network.published if settings["recipe_name"] == "published" else network.recipe
+    assert recipe == replace(committed, **dict(settings["arguments"]["set"]))
     assert settings["parameters"] == network.parameters
     assert settings["augmentation"] == recipe.augmentation(settings["epochs"])
 
@@ -99,6 +110,36 @@ def test_the_log_in_the_readme_is_the_run_s():
     for line in log.splitlines():
         if line.startswith("Epoch"):
             assert line in readme
+
+
+def test_speeds_in_readme_and_docs_are_the_bench_s():
+    """Every figure of their tables, as tools.bench saved it, to the last digit shown."""
+    benches = [
+        read(compare.REFERENCE / f"bench_model_{number}_cpu", "bench.json") for number in "123"
+    ]
+    texts = {
+        name: (ROOT / name).read_text().splitlines() for name in ("README.md", "docs/speed.md")
+    }
+
+    def row(beginning: str, name: str) -> list[str]:
+        line = next(line for line in texts[name] if line.startswith(f"| {beginning} |"))
+        return [cell.strip() for cell in line.split("|")[2:-1]]
+
+    for name in texts:
+        for way, title in WAYS.items():
+            cells = row(title, name)
+            for cell, bench in zip(cells, benches, strict=True):
+                speed = bench["images_per_second"][way]
+                assert f"{speed['median']:,.0f}" in cell
+                if way != "ours":
+                    assert f"{bench['times_faster'][way]['median']:.1f}x" in cell
+        cells = row("share of the matrix product's rate", name)
+        for cell, bench in zip(cells, benches, strict=True):
+            assert f"{bench['share_percent']['median']:.1f} %" in cell
+    for way, title in WAYS.items():
+        for cell, bench in zip(row(title, "docs/speed.md"), benches, strict=True):
+            speed = bench["images_per_second"][way]
+            assert f"{speed['min']:,.0f} to {speed['max']:,.0f}" in cell
 
 
 def hits(network: torch.nn.Module, images: np.ndarray, labels: np.ndarray, settings: dict) -> int:

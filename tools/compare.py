@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from annotated_types import Len
-from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt, Strict
 from torch.utils.flop_counter import FlopCounterMode
 
 import cli
@@ -190,7 +189,7 @@ class Target(BaseModel, strict=True):
 class Arguments(BaseModel, strict=True):
     """What is read of a command line."""
 
-    set: list[Annotated[list, Len(2, 2)]] = Field(default_factory=list)
+    set: list[Annotated[tuple[str, object], Strict(False)]] = Field(default_factory=list)
 
 
 class Settings(runs.Settings, strict=True):
