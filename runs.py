@@ -413,7 +413,7 @@ def duration(seconds: float) -> str:
 def environment() -> dict:
     """What besides the settings a repetition of this run needs: versions, commit, command."""
     return {
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "command": shlex.join([Path(sys.executable).name, *_program(), *sys.argv[1:]]),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
@@ -423,6 +423,15 @@ def environment() -> dict:
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changes": (_git("status", "--porcelain", "--untracked-files=no") or "").splitlines(),
     }
+
+
+def _program() -> list[str]:
+    """What was started, as one types it in the repository's folder, on whichever machine."""
+    path, here = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parent
+    if not path.is_relative_to(here):
+        return [path.name]
+    path = path.relative_to(here)
+    return ["-m", ".".join(path.with_suffix("").parts)] if len(path.parts) > 1 else [str(path)]
 
 
 def _git(*arguments: str) -> str | None:

@@ -17,6 +17,8 @@ import plots
 import runs
 import utils
 
+ROOT = Path(__file__).parents[1]
+
 
 def test_two_starts_in_one_second_get_two_folders(tmp_path):
     with ThreadPoolExecutor(8) as pool:
@@ -167,3 +169,16 @@ def test_augmentations_show_the_images(sample):
     raw = sample.train_images[:10]
     pixels = picture(plots.augmentations(raw, [raw, 255 - raw], cifar10.CLASSES, "title"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000
+
+
+@pytest.mark.parametrize(
+    ("started", "command"),
+    [
+        (ROOT / "train.py", "train.py --model 2"),
+        (ROOT / "tools" / "bench.py", "-m tools.bench --model 2"),
+        ("/usr/bin/pytest", "pytest --model 2"),
+    ],
+)
+def test_the_command_holds_no_folder_of_this_machine(started, command, monkeypatch):
+    monkeypatch.setattr("sys.argv", [str(started), "--model", "2"])
+    assert runs.environment()["command"].partition(" ")[2] == command
