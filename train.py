@@ -16,7 +16,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -478,13 +478,18 @@ def stored_arguments(given: dict, network: Network | None = None) -> dict:
         if name in stored:
             stored[name] = utils.stored_path(stored[name])
     if "set" in stored:
-        stored["set"] = [
-            [key, utils.stored_path(value) if key == "teacher" and value else value]
-            for key, value in stored["set"]
-        ]
+        stored["set"] = _with_teacher(stored["set"], utils.stored_path)
     if network is not None:
         stored["model"] = utils.stored_path(network.file)
     return stored
+
+
+def _with_teacher(pairs: list, changed: Callable[[str], str]) -> list[list]:
+    """The recipe's keys and values from the command line, with the teacher's path changed."""
+    return [
+        [key, changed(value) if key == "teacher" and value and isinstance(value, str) else value]
+        for key, value in pairs
+    ]
 
 
 def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
@@ -531,10 +536,7 @@ def reopen(args: argparse.Namespace) -> tuple[runs.Run, Network, int, argparse.N
         filled.data_dir, filled.output_dir = (
             str(utils.HERE / path) for path in (filled.data_dir, filled.output_dir)
         )
-        filled.set = [
-            (key, str(utils.HERE / value) if key == "teacher" and value else value)
-            for key, value in filled.set
-        ]
+        filled.set = _with_teacher(filled.set, lambda path: str(utils.HERE / path))
         return run, network, filled.epochs, argparse.Namespace(**(vars(filled) | free))
     except BaseException:
         run.close()

@@ -212,9 +212,13 @@ def test_refusals_are_one_line(run, capsys, tmp_path, own_pictures):
     (tmp_path / "wrong" / "zebra").mkdir(parents=True)
     (tmp_path / "broken" / "cat").mkdir(parents=True)
     (tmp_path / "broken" / "cat" / "x.png").write_text("no picture")
+    alone = tmp_path / "empty" / "weights.pt"
+    alone.write_bytes((run / "weights.pt").read_bytes())
     for tool, arguments, status, message in (
         (evaluate, (tmp_path / "nowhere",), 2, "is not there; give a run's folder"),
-        (evaluate, (run, "--model", "1"), 1, "does not hold the weights of CNN_Model_1: conv1.0"),
+        (evaluate, (run, "--model", "1"), 2, "was trained with other code than"),
+        (evaluate, (alone, "--model", "1"), 1, "does not hold the weights of CNN_Model_1: conv1.0"),
+        (evaluate, (alone,), 2, "says which network it is; give --model"),
         (evaluate, (run, "--device", "tpu"), 2, "no device 'tpu' here"),
         (evaluate, (run, "--model", "9"), 2, "'9' is neither"),
         (evaluate, (), 2, "the following arguments are required: weights"),

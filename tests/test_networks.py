@@ -354,7 +354,7 @@ def test_the_recipe_scales_every_dropout(layer):
     recipes.scale_dropout(model, 0.5)
     assert (model[0].p, model[1].dropout) == (0.2, 0.1)
     recipes.scale_dropout(model, 0.0)
-    images = torch.rand(3, 5, 4)
+    images = torch.rand(3, 5, 4, 4) if layer == "Dropout2d" else torch.rand(3, 5, 4)
     assert torch.equal(model[0](images), images)
     with pytest.raises(cli.UsageError, match="makes a probability of 1"):
         recipes.scale_dropout(torch.nn.Sequential(getattr(torch.nn, layer)(0.5)), 2)
@@ -547,7 +547,13 @@ def test_stored_arguments_of_wrong_types_are_one_line(name, unfinished, capsys):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("recipe", "x"), ("set", [[1, 2]]), ("set", [["lr"]]), ("set", [["no_key", 1]])],
+    [
+        ("recipe", "x"),
+        ("set", [[1, 2]]),
+        ("set", [["lr"]]),
+        ("set", [["no_key", 1]]),
+        ("set", [["teacher", 5]]),
+    ],
 )
 def test_stored_arguments_that_mean_nothing_are_one_line(name, value, unfinished, capsys):
     path = unfinished / "settings.json"
