@@ -153,14 +153,6 @@ class Run:
         torch.save(checkpoint, buffer)
         return self.write(name, buffer.getvalue())
 
-    def read_json(self, name: str) -> dict:
-        """What `write_json` wrote.
-
-        Raises:
-            RunError: missing or damaged.
-        """
-        return read_json(self.folder / name)
-
 
 def read_json(path: Path) -> dict:
     """A JSON file that holds an object.
