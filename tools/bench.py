@@ -311,8 +311,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--model", default="2", help="1, 2, 3 or a model file (2)")
     add("--device", help="cuda, mps or cpu (default: the first of these that is there)")
     count = cli.whole_number(FEWEST_IMAGES)
-    # All of CIFAR-10's: in an epoch of 10,000, the start of their workers costs the first two ways
-    # a tenth of model 2's speed.
+    # All of CIFAR-10's: epochs of 10,000 cost the first two ways up to a quarter of their speed.
     add("--images", type=count, default=50_000, help="in an epoch (50000)")
     add("--repetitions", type=cli.whole_number(1, 100), default=3, help="of each figure (3)")
     add("--parts", action="store_true", help="measure what each part of ours is worth, too")
