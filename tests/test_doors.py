@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import networks
 from tests.conftest import SMALL_NETWORK
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +103,4 @@ def test_a_closed_stream_ends_no_training(closed, tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     (folder,) = (tmp_path / "out").iterdir()
-    log = (folder / "train.log").read_text()
-    assert "Epoch [1/1]" in log
-    assert networks.find_file(str(network)) == network
+    assert "Epoch [1/1]" in (folder / "train.log").read_text()
