@@ -67,21 +67,26 @@ class ArgumentParser(argparse.ArgumentParser):
     """Argparse whose errors are one line, without the usage above it."""
 
     def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+        raise UsageError(f"{message}; see --help")
 
 
-def run(program: str, work: Callable[[], None]) -> int:
-    """Does the work; returns the exit status.
+def run(
+    parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace], int | None],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Parses the arguments and does the work; returns the exit status, which the work may choose.
 
     0: done. 1: it could not be done. 2: something else has to be asked for. 130 and the like: a
     signal. Errors are one line on standard error; a traceback is a fault of this repository.
     """
+    program, status = parser.prog, None
     _prepare_streams()
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as the doors set it for their imports
         with contextlib.suppress(ValueError):  # not the main thread, which has no signals
             signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        work()
+        status = work(parser.parse_args(arguments))
     except KeyboardInterrupt as error:
         print(f"\n{program}: interrupted", file=sys.stderr)
         return getattr(error, "status", 130)
@@ -98,7 +103,7 @@ def run(program: str, work: Callable[[], None]) -> int:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         print(f"{program}: error: {place}: {reason}", file=sys.stderr)
         return 1
-    return 0
+    return status or 0
 
 
 def _prepare_streams() -> None:
@@ -186,8 +191,8 @@ def recipe_entry(text: str) -> tuple[str, object]:
 parse_epochs = whole_number(1, MOST_EPOCHS)
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; what it leaves out is None."""
+def training_parser() -> ArgumentParser:
+    """The command line of train.py; what it leaves out is None."""
     parser = ArgumentParser(
         prog="train.py",
         description="Train a small CNN on CIFAR-10. Asks for the model and the epochs unless told.",
@@ -259,7 +264,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="go on with a run that was cut off, in its folder and with its settings (without a "
         "folder: the newest unfinished run of --output-dir)",
     )
-    return parser.parse_args(arguments)
+    return parser
 
 
 class Questions:

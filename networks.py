@@ -24,11 +24,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 import cifar10
-import cpu
 import recipes
 import runs
 import utils
 from errors import UsageError
+from fast import cpu
 
 # Whose files a run's settings may name; a file that came along in output/ is none of ours.
 OUR_FOLDERS = (utils.HERE, utils.HERE / "baselines")

@@ -47,7 +47,7 @@ def curves(history: list[dict], split: str, target: float, title: str) -> bytes:
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    return _png(figure)
+    return png(figure)
 
 
 def confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], title: str) -> bytes:
@@ -75,7 +75,7 @@ def confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], title: str) -
     axes.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(ticks, classes)
     axes.set(xlabel="predicted class", ylabel="true class", title=title)
-    return _png(figure)
+    return png(figure)
 
 
 def class_accuracy(matrix: np.ndarray, classes: tuple[str, ...], title: str) -> bytes:
@@ -89,16 +89,16 @@ def class_accuracy(matrix: np.ndarray, classes: tuple[str, ...], title: str) -> 
     order = np.argsort(accuracy, kind="stable")
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    bars = axes.barh([classes[index] for index in order], accuracy[order], color=TRAIN)
+    drawn = axes.barh([classes[index] for index in order], accuracy[order], color=TRAIN)
     # On white, because the line of the mean runs through some of the labels.
     ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    axes.bar_label(bars, fmt="%.1f", padding=4, bbox=ground, zorder=3)
+    axes.bar_label(drawn, fmt="%.1f", padding=4, bbox=ground, zorder=3)
     axes.axvline(overall, color=TEST, linestyle="--", label=f"all images {overall:.2f} %")
     axes.set_xlim(0, 108)  # room for the label of a full bar
     axes.set_xticks(range(0, 101, 10))
     axes.set(xlabel="accuracy (%)", title=title)
     figure.legend(loc="outside lower right")
-    return _png(figure)
+    return png(figure)
 
 
 def misclassified(
@@ -129,7 +129,7 @@ def misclassified(
             f"true: {classes[label]}\npredicted: {classes[prediction]} ({confidence:.1%})",
             fontsize=10,
         )
-    return _png(figure)
+    return png(figure)
 
 
 def augmentations(
@@ -153,7 +153,7 @@ def augmentations(
             if row == 0:
                 axes.set_title(classes[column])
         grid[row, 0].set_ylabel("raw" if row == 0 else f"draw {row}")
-    return _png(figure)
+    return png(figure)
 
 
 def class_counts(counts: dict[str, np.ndarray], classes: tuple[str, ...], title: str) -> bytes:
@@ -167,13 +167,13 @@ def class_counts(counts: dict[str, np.ndarray], classes: tuple[str, ...], title:
     width = 0.8 / len(counts)
     for number, (split, values) in enumerate(counts.items()):
         places = np.arange(len(classes)) + (number - (len(counts) - 1) / 2) * width
-        bars = axes.bar(places, values, width, label=f"{split}, {values.sum():,} images")
-        axes.bar_label(bars, fmt="{:,.0f}", padding=2, fontsize=8)
+        drawn = axes.bar(places, values, width, label=f"{split}, {values.sum():,} images")
+        axes.bar_label(drawn, fmt="{:,.0f}", padding=2, fontsize=8)
     axes.set_xticks(range(len(classes)), classes)
     axes.set(ylabel="images", title=title)
     axes.margins(y=0.1)
     figure.legend(loc="outside lower right", ncols=len(counts))
-    return _png(figure)
+    return png(figure)
 
 
 def image_rows(rows: dict[str, np.ndarray], title: str) -> bytes:
@@ -191,7 +191,7 @@ def image_rows(rows: dict[str, np.ndarray], title: str) -> bytes:
         for axes, image in zip(axes_row, images, strict=True):
             axes.imshow(image)
             axes.set(xticks=[], yticks=[])
-    return _png(figure)
+    return png(figure)
 
 
 def labelled_images(images: np.ndarray, labels: list[str], columns: int, title: str) -> bytes:
@@ -210,7 +210,7 @@ def labelled_images(images: np.ndarray, labels: list[str], columns: int, title: 
     for axes, image, label in zip(grid, images, labels, strict=False):
         axes.imshow(image)
         axes.set_title(label, fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def channel_histograms(
@@ -240,7 +240,7 @@ def channel_histograms(
         axes.set(title=name, xlabel="grey level", xlim=(-0.5, 255.5))
         axes.legend()
     panels[0].set_ylabel("share of the pixels (%)")
-    return _png(figure)
+    return png(figure)
 
 
 def class_metrics(classes: dict[str, dict], title: str) -> bytes:
@@ -255,15 +255,15 @@ def class_metrics(classes: dict[str, dict], title: str) -> bytes:
     for number, kind in enumerate(kinds):
         values = [100 * row[kind] for row in classes.values()]
         places = np.arange(len(classes)) + 0.27 * (number - 1)
-        bars = axes.bar(places, values, 0.27, label="F1" if kind == "f1-score" else kind)
-        axes.bar_label(bars, fmt="%.0f", fontsize=8, padding=1)
+        drawn = axes.bar(places, values, 0.27, label="F1" if kind == "f1-score" else kind)
+        axes.bar_label(drawn, fmt="%.0f", fontsize=8, padding=1)
     names = [f"{name}\n({row['support']:,.0f})" for name, row in classes.items()]
     axes.set_xticks(range(len(classes)), names)
     axes.set(ylabel="%", title=f"{title} (in brackets: images)", ylim=(0, 105))
     axes.set_axisbelow(True)
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside lower right", ncols=3)
-    return _png(figure)
+    return png(figure)
 
 
 def reliability(calibration: tuple, title: str) -> bytes:
@@ -289,7 +289,7 @@ def reliability(calibration: tuple, title: str) -> bytes:
     for axes in (top, bottom):
         axes.set_axisbelow(True)
         axes.grid(alpha=0.3)
-    return _png(figure)
+    return png(figure)
 
 
 def comparison(rows: list, front: list, note: str = "") -> bytes:
@@ -335,7 +335,7 @@ def comparison(rows: list, front: list, note: str = "") -> bytes:
     axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3)
     _name_points(figure, axes, rows)
-    return _png(figure)
+    return png(figure)
 
 
 def _name_points(figure: Figure, axes: Axes, rows: list) -> None:
@@ -442,7 +442,7 @@ def progress(curves: list, published: list, note: str = "") -> bytes:
     )
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def range_test(points: list, suggested: float, recipe: float, title: str) -> bytes:
@@ -475,7 +475,7 @@ def range_test(points: list, suggested: float, recipe: float, title: str) -> byt
         axes.grid(alpha=0.3)
     handles, labels = loss.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2)
-    return _png(figure)
+    return png(figure)
 
 
 def bench(results: dict, title: str) -> bytes:
@@ -493,13 +493,13 @@ def bench(results: dict, title: str) -> bytes:
         f"{way}\n(ours is {times[way]['median']:.1f}x)" if way in times else way for way in speeds
     ]
     colors = [TEST if way == "ours" else TRAIN for way in speeds]
-    _bars(ways, range(len(speeds)), list(speeds.values()), "{:,.0f}", 0.7, color=colors)
+    bars(ways, range(len(speeds)), list(speeds.values()), "{:,.0f}", 0.7, color=colors)
     ways.set_xticks(range(len(speeds)), names)
     ways.set(title=f"Training, epochs of {results['images']:,} images", ylabel="images/s")
 
     gflop = {key: value * results["mflop_per_image"] / 1e3 for key, value in speeds["ours"].items()}
     share = results["share_percent"]["median"]
-    _bars(device, range(2), [results["matmul_gflops"], gflop], "{:,.0f}", 0.7, color=[TRAIN, TEST])
+    bars(device, range(2), [results["matmul_gflops"], gflop], "{:,.0f}", 0.7, color=[TRAIN, TEST])
     device.set_xticks(range(2), ["product of\nlarge matrices", "training,\nours"])
     device.set(title=f"Ours reaches {share:.1f} % of the rate", ylabel="GFLOP/s")
 
@@ -508,7 +508,7 @@ def bench(results: dict, title: str) -> bytes:
     for (shift, color), (rate, rows) in zip(looks, results["transform"].items(), strict=True):
         places = [place + shift for place in range(len(forms))]
         heights = [rows[form] for form in forms]
-        _bars(transform, places, heights, "{:,.1f}", 0.38, label=rate, color=color)
+        bars(transform, places, heights, "{:,.1f}", 0.38, label=rate, color=color)
     transform.set_xticks(range(len(forms)), forms)
     transform.set(title="Standard transform alone", ylabel="µs an image (less is better)")
     transform.legend()
@@ -517,7 +517,7 @@ def bench(results: dict, title: str) -> bytes:
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.set_axisbelow(True)
         axes.grid(axis="y", alpha=0.3)
-    return _png(figure)
+    return png(figure)
 
 
 def accuracy_over_minutes(curves: dict, target: float, title: str) -> bytes:
@@ -549,10 +549,10 @@ def accuracy_over_minutes(curves: dict, target: float, title: str) -> bytes:
     axes.set(title=title, xlabel="minutes of training (logarithmic)", ylabel="test accuracy (%)")
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside lower center", ncols=3)
-    return _png(figure)
+    return png(figure)
 
 
-def _bars(
+def bars(
     axes: Axes,
     places: Iterable[float],
     rows: list[dict],
@@ -564,11 +564,12 @@ def _bars(
     medians = [row["median"] for row in rows]
     below = [row["median"] - row["min"] for row in rows]
     above = [row["max"] - row["median"] for row in rows]
-    bars = axes.bar(places, medians, width, yerr=[below, above], capsize=3, **options)
-    axes.bar_label(bars, fmt=form, padding=2)
+    drawn = axes.bar(places, medians, width, yerr=[below, above], capsize=3, **options)
+    axes.bar_label(drawn, fmt=form, padding=2)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The picture as a PNG file's bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

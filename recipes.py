@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import utils
-from batched import A
 from errors import UsageError
-from muon import Muon
+from fast.batched import A
+from fast.muon import Muon
 
 LARGEST = 1e15  # of any number in a recipe: far above all sense; squared, float32 still holds it
 

@@ -36,13 +36,12 @@ import plots
 import recipes
 import runs
 import utils
-from batched import A
 from errors import Error, UsageError
+from fast.batched import A
 from networks import Network, load_network
 from runs import Interrupts
 
 DEFAULT_MODEL, DEFAULT_EPOCHS = "2", 20
-TEST_BATCH = 500
 OUR_RECIPE = "2"  # whose recipe --recipe ours is
 # What has to be the same when a run is gone on with.
 SETTLED = (
@@ -127,7 +126,7 @@ class Training:
             split.images,
             split.labels,
             self.test_transform,
-            TEST_BATCH,
+            utils.TEST_BATCH,
             shuffle=False,
             device=self.device,
             precision=self.exact,
@@ -678,9 +677,8 @@ def draw_augmentations(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    args = cli.parse_arguments(arguments)
 
-    def work() -> None:
+    def work(args: argparse.Namespace) -> None:
         with Interrupts() as interrupts:
             if args.resume is not None:
                 run, network, epochs, filled = reopen(args)
@@ -694,7 +692,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return
             run_training(network, epochs, filled, interrupts)
 
-    return cli.run("train.py", work)
+    return cli.run(cli.training_parser(), work, arguments)
 
 
 if __name__ == "__main__":

@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 from tqdm import tqdm
 
-from batched import A, BatchedTransform, ToTensorV2, UnknownTransformError
 from errors import Error, UsageError
+from fast.batched import A, BatchedTransform, ToTensorV2, UnknownTransformError
 
 RGB = tuple[float, float, float]
 HERE = Path(__file__).resolve().parent
+TEST_BATCH = 500
 # What `load_pretrained` finds in output/reference.
 PRETRAINED = ("model_1", "model_2", "model_2_distilled", "model_3", "model_3_distilled")
 

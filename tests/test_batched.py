@@ -9,7 +9,7 @@ from albumentations.pytorch import ToTensorV2
 from scipy import stats
 
 import utils
-from batched import READERS, BatchedTransform, Random, UnknownTransformError
+from fast.batched import READERS, BatchedTransform, Random, UnknownTransformError
 from tools.validate_transforms import batched_parameters
 
 FILL = (125, 122, 115)

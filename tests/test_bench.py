@@ -19,10 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
-import cpu
 import networks
 import plots
 import utils
+from fast import cpu
 from tests.conftest import call_main
 from tools import bench, minutes, usual, ways
 

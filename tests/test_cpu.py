@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import cpu
+from fast import cpu
 from model_3 import CNN_Model_3
 from tests.conftest import rate_is
 

@@ -13,7 +13,8 @@ from tests.conftest import SMALL_NETWORK
 
 ROOT = Path(__file__).parents[1]
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("[!_]*.py"))
-DOORS = ["train", "utils", "networks", "batched", "recipes", *(f"tools.{name}" for name in TOOLS)]
+MODULES = ["train", "utils", "networks", "fast.batched", "recipes"]
+DOORS = [*MODULES, *(f"tools.{name}" for name in TOOLS)]
 
 # Imports what is slow once, then each door in a fork that has seen nothing of Albumentations.
 WATCH = """
@@ -60,7 +61,7 @@ def test_one_file_alone_imports_albumentations():
         and path.parent.name != "tests"
         and ".venv" not in path.parts
     ]
-    assert importers == ["batched.py"]
+    assert importers == ["fast/batched.py"]
 
 
 @pytest.mark.parametrize("door", [("train.py",), ("-m", "tools.compare")])
@@ -80,14 +81,18 @@ def test_ctrl_c_during_the_imports_shows_no_traceback(door, tmp_path):
 def test_ctrl_c_is_answered_after_the_imports():
     code = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
-        "import cli; sys.exit(cli.run('x', lambda: os.kill(os.getpid(), signal.SIGINT)))"
+        "import cli; parser = cli.ArgumentParser(prog='x')\n"
+        "sys.exit(cli.run(parser, lambda _: os.kill(os.getpid(), signal.SIGINT), []))"
     )
     result = run("-c", code)
     assert (result.returncode, result.stderr) == (130, "\nx: interrupted\n")
 
 
 def test_a_terminal_without_the_character_is_no_error():
-    code = "import cli, sys; sys.exit(cli.run('x', lambda: print('90.18 \\u00b1 0.21')))"
+    code = (
+        "import cli, sys; parser = cli.ArgumentParser(prog='x')\n"
+        "sys.exit(cli.run(parser, lambda _: print('90.18 \\u00b1 0.21'), []))"
+    )
     result = run("-c", code, PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stdout) == (0, "90.18 ? 0.21\n")
 

@@ -10,8 +10,9 @@ from torch import nn
 
 import recipes
 import utils
+from tests import torture
 from tests.conftest import call_main
-from tools import find_lr, torture
+from tools import find_lr
 
 CPU = torch.device("cpu")
 FULL = utils.Precision(torch.float32, torch.contiguous_format)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-import muon
 import recipes
+from fast import muon
 from model_1 import CNN_Model_1
 from model_2 import CNN_Model_2
 from model_3 import CNN_Model_3

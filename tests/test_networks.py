@@ -13,7 +13,7 @@ import networks
 import recipes
 import train
 import utils
-from batched import A
+from fast.batched import A
 from tests.conftest import SMALL_NETWORK, call_main
 from tools import evaluate, find_lr, predict
 
@@ -345,7 +345,7 @@ def test_a_view_that_fails_in_training_alone_is_trained_contiguous(tmp_path):
 
 def test_a_fault_of_ours_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
-        cli.run("x", lambda: print(1 / 0))
+        cli.run(cli.ArgumentParser(prog="x"), lambda _: print(1 / 0), [])
 
 
 @pytest.mark.parametrize("layer", ["Dropout", "Dropout1d", "Dropout2d", "AlphaDropout"])

@@ -18,8 +18,8 @@ import plots
 import runs
 import train
 import utils
+from tests import torture
 from tests.conftest import call_main
-from tools import torture
 
 ROOT = Path(__file__).parents[1]
 
@@ -131,7 +131,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
 def test_the_torture_finds_nothing(tmp_path):
     """50 SIGKILLs to living trainings, in a process that can be forked."""
     result = subprocess.run(
-        [sys.executable, "-m", "tools.torture", "50"],
+        [sys.executable, "-m", "tests.torture", "50"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -140,7 +140,7 @@ def test_the_torture_finds_nothing(tmp_path):
 
 def test_a_kill_strikes_before_the_process_has_run(tmp_path):
     code = (
-        "import pathlib, sys; from tools import torture\n"
+        "import pathlib, sys; from tests import torture\n"
         "for _ in range(20):\n"
         "    child = torture.spawn(['--help'], pathlib.Path(sys.argv[1]))\n"
         "    assert torture.wait(child, seconds=0) is None\n"

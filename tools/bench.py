@@ -42,7 +42,7 @@ import networks
 import plots
 import runs
 import utils
-from batched import A, BatchedTransform, UnknownTransformError
+from fast.batched import A, BatchedTransform, UnknownTransformError
 from networks import Network
 from tools.ways import PARTS, WAYS, ours, repeated_sample
 
@@ -317,8 +317,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--parts", action="store_true", help="measure what each part of ours is worth, too")
     add("--output-dir", default="output", help="where the folder of the results is made (output)")
     add("--way", choices=(*WAYS, *PARTS), help=argparse.SUPPRESS)  # this is a measured process
-    args = parser.parse_args(arguments)
-    return cli.run("tools.bench", lambda: (serve if args.way else bench)(args))
+    return cli.run(parser, lambda args: (serve if args.way else bench)(args), arguments)
 
 
 if __name__ == "__main__":

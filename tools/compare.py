@@ -9,6 +9,7 @@ the final weights on the test set; the best epoch's, picked by looking at it, st
 The table has every run. The pictures leave out those that were stopped at the start (MOST_BELOW).
 """
 
+import argparse
 import csv
 import functools
 import io
@@ -402,9 +403,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("runs", nargs="*", type=Path, help="folders of runs, or of folders of runs (the reference)")
     add("--output-dir", default="output", help="where the results are put (output)")
-    args = parser.parse_args(arguments)
 
-    def work() -> None:
+    def work(args: argparse.Namespace) -> None:
         trainings = [read_training(folder) for folder in find_runs(args.runs or [REFERENCE])]
         shown = [training for training in trainings if training.short_of is None]
         lines, reports, note = curves(shown), published(), left_out(trainings)
@@ -423,7 +423,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 run.log(note)
             run.log(f"Results: {run.folder}")
 
-    return cli.run("tools.compare", work)
+    return cli.run(parser, work, arguments)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ holes is their mean. Alone, each step is applied always; all together, as often 
 says.
 """
 
+import argparse
 import copy
 import io
 import sys
@@ -23,7 +24,7 @@ import cli
 import plots
 import runs
 import utils
-from batched import A
+from fast.batched import A
 from tools import pictures
 
 DRAWS = 8
@@ -114,9 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a training transform, by the name that recipes know it by (default: %(default)s)",
     )
     cli.add_data_flags(parser)
-    args = parser.parse_args(arguments)
 
-    def work() -> None:
+    def work(args: argparse.Namespace) -> None:
         own = pictures.read_picture(args.image) if args.image else None
         data = cli.load_data(args)
         image = data.train_images[0] if own is None else own
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for ending, picture in drawn.items():
             print(runs.write_file(folder / f"{args.transform}.{ending}", picture))
 
-    return cli.run("tools.demo_transforms", work)
+    return cli.run(parser, work, arguments)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ import cli
 import networks
 import plots
 import runs
-import train
 import utils
 from tools import pictures
 
@@ -68,7 +67,7 @@ def logits_of(
         images,
         labels,
         transform,
-        train.TEST_BATCH,
+        utils.TEST_BATCH,
         shuffle=False,
         device=device,
         precision=precision,
@@ -240,8 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--tta", action="store_true", help="also average each image with its mirror image")
     add("--device", help="cuda, mps or cpu (default: the first that is there)")
     cli.add_data_flags(parser)
-    args = parser.parse_args(arguments)
-    return cli.run("tools.evaluate", lambda: evaluate(args))
+    return cli.run(parser, evaluate, arguments)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ nearly the same picture among the training images, so that a test accuracy flatt
 (Barz and Denzler, 2020, https://arxiv.org/abs/1902.00423, found 3.3 % by eye).
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -214,13 +215,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="tools.explore", description="Pictures of, and figures on, the CIFAR-10 images."
     )
     cli.add_data_flags(parser)
-    args = parser.parse_args(arguments)
 
-    def work() -> None:
+    def work(args: argparse.Namespace) -> None:
         for path in explore(cli.load_data(args), Path(args.output_dir) / "explore"):
             print(path)
 
-    return cli.run("tools.explore", work)
+    return cli.run(parser, work, arguments)
 
 
 if __name__ == "__main__":

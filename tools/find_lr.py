@@ -129,8 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--seed", type=cli.whole_number(0, 2**32 - 1), default=0, help="of all that is random (0)")
     add("--device", help="cuda, mps or cpu (default: the first that is there)")
     cli.add_data_flags(parser)
-    args = parser.parse_args(arguments)
-    return cli.run("tools.find_lr", lambda: find(args))
+    return cli.run(parser, find, arguments)
 
 
 def find(args: argparse.Namespace) -> None:

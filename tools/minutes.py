@@ -82,8 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--bench-for", choices=("usual", "ours", "both"), default="both", help="for which (both)")
     add("--target", type=cli.real_number(positive=True), default=85.0, help="in percent (85)")
     add("--output", type=Path, default="minutes.png", help="the picture (minutes.png)")
-    args = parser.parse_args(arguments)
-    return cli.run("tools.minutes", lambda: draw(args))
+    return cli.run(parser, draw, arguments)
 
 
 if __name__ == "__main__":

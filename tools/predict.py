@@ -6,6 +6,7 @@
 A picture is cropped to its central square and made 32x32 pixels: all that the network sees.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,13 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add("--model", help="1, 2, 3 or a model file (default: what the run says)")
     add("--data-dir", default="data", help="where CIFAR-10 lies, for weights without a run (data)")
-    args = parser.parse_args(arguments)
 
-    def work() -> None:
+    def work(args: argparse.Namespace) -> None:
         for line in predict(args.images, args.weights, args.model, args.data_dir):
             print(line)
 
-    return cli.run("tools.predict", work)
+    return cli.run(parser, work, arguments)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ place of the input becomes NaN, and nothing but this place of the output may. Wh
 (attention, LSTM, a transposed convolution, a change of size) is refused by name.
 """
 
+import argparse
 import math
 import operator
 import sys
@@ -361,9 +362,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="tools.receptive_field", description="The layers of a network and what they see."
     )
     parser.add_argument("--model", default="2", help="1, 2, 3 or a model file (2)")
-    args = parser.parse_args(arguments)
 
-    def work() -> None:
+    def work(args: argparse.Namespace) -> None:
         network = networks.load_network(args.model)
         rows = layers(network.build())
         seen = max((row.field for row in rows), default=0)  # 0: the whole image, or no layer at all
@@ -375,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(f"{name}: it has no layer with a window")
 
-    return cli.run("tools.receptive_field", work)
+    return cli.run(parser, work, arguments)
 
 
 if __name__ == "__main__":

@@ -179,8 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--device", help="cuda, mps or cpu (default: the first of these that is there)")
     add("--resume", metavar="FOLDER", help="go on after the last whole epoch of this folder")
     cli.add_data_flags(parser)
-    args = parser.parse_args(arguments)
-    return cli.run("tools.usual", lambda: train(args))
+    return cli.run(parser, train, arguments)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ the pixels (fill, hole, normalisation, agreement of the batched form) is measure
 no promise names, or that has no batched form to compare, is listed as unchecked.
 """
 
+import argparse
 import math
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -25,7 +26,7 @@ import torch
 import cifar10
 import cli
 import utils
-from batched import READERS, A, BatchedTransform, UnknownTransformError
+from fast.batched import READERS, A, BatchedTransform, UnknownTransformError
 
 RATES = {  # of each transform's steps, when its probability is left at 0.5
     "standard": {"HorizontalFlip": 0.5, "Affine": 0.5, "CoarseDropout": 0.5},
@@ -425,11 +426,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a training transform, by the name that recipes know it by (default: all of these)",
     )
     cli.add_data_flags(parser)
-    args = parser.parse_args(arguments)
-    failed = 0
 
-    def work() -> None:
-        nonlocal failed
+    def work(args: argparse.Namespace) -> int:
         checks = validate(cli.load_data(args), [args.transform] if args.transform else list(RATES))
         results = [check.status for each in checks.values() for check in each]
         failed, unchecked = results.count("FAIL"), results.count("unchecked")
@@ -438,8 +436,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unchecked:
             line += f", {unchecked} {'thing' if unchecked == 1 else 'things'} unchecked"
         print(f"\n{line}")
+        return 1 if failed else 0
 
-    return cli.run("tools.validate_transforms", work) or (1 if failed else 0)
+    return cli.run(parser, work, arguments)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 import cifar10
-import cpu
 import recipes
 import utils
+from fast import cpu
 from networks import Network
 from tools import usual
 

@@ -1,6 +1,6 @@
 """Kills trainings at random instants and resumes them: nothing may be lost, and no bit may differ.
 
-    python -m tools.torture 1000
+    python -m tests.torture 1000
 
 A round is a SIGKILL to a real training on data/sample, somewhere between its first line and its
 last; what lies in the run's folder then must be whole, and `--resume` must go on with it until,
@@ -232,7 +232,7 @@ class Torture:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = cli.ArgumentParser(
-        prog="tools.torture",
+        prog="tests.torture",
         description="SIGKILL trainings at random instants, resume them, compare their weights.",
     )
     add = parser.add_argument
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:  # what was found until then counts
             status = 130
         except Exception as error:
-            print(f"tools.torture: error: after {torture.kills} kills: {error}", file=sys.stderr)
+            print(f"tests.torture: error: after {torture.kills} kills: {error}", file=sys.stderr)
             return 1
     print(
         f"{torture.kills} kills, {torture.resumed} resumed, {torture.finished} runs finished with "

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 # Albumentations asks a server for a newer version while it is imported, unless told not to; so
-# every other file of ours takes it from here: from batched import A.
+# every other file of ours takes it from here: from fast.batched import A.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A

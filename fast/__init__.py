@@ -1,0 +1,8 @@
+"""Why training is fast: each file beside the slow, well-known form that tests compare it with.
+
+- batched: an Albumentations pipeline for whole batches on the device; Albumentations itself;
+- muon: orthogonalised steps for filters; torch.linalg's exact orthogonalisation, torch's SGD;
+- cpu: faster forms of layers that are slow on the CPU; torch's own layers.
+
+A first reading can leave this folder out.
+"""
