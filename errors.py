@@ -11,3 +11,15 @@ class UsageError(Error, ValueError):
     """Something asked for that cannot be done."""
 
     status = 2
+
+
+def first_of(error: ValueError) -> str:
+    """The first finding of a pydantic ValidationError in one line: which value, what it must be."""
+    unknown = ("unexpected_keyword_argument", "extra_forbidden")
+    found = min(error.errors(), key=lambda each: each["type"] not in unknown)
+    key = ".".join(map(str, found["loc"]))
+    if found["type"] == "missing":
+        return f"{key} is missing"
+    if found["type"] in unknown:
+        return f"{key} is unknown"
+    return f"{key} is {found['input']!r:.60}: {found['msg']}"

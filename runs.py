@@ -1,82 +1,52 @@
-"""One run's folder: settings, log, metrics, checkpoints, pictures.
+"""One run's folder: settings, log, figures, checkpoints; and what going on with it refuses.
 
     run = Run.create("output", "model_2")     # output/20261120-093000-model_2/
     run.log("a line")                         # on the screen and in train.log
     run = Run.reopen(newest_unfinished("output"))
 
-Every file is written under a temporary name, flushed to disk and renamed: it is there whole or
-not at all, and a run that is cut off keeps what it had. The log alone grows by appended lines; one
-that was cut off is dropped when the run goes on. While a process works in a folder it
-holds the lock file in it, so that no second one goes on with the same run.
+Files are written whole or not at all (files.py), so a run that is cut off keeps what it had. The
+log alone grows by appended lines; one that was cut off is dropped when the run goes on. While a
+process works in a folder it holds the lock file in it, so that no second one goes on with the run.
 """
 
-import contextlib
 import csv
 import io
 import json
 import os
-import platform
-import shlex
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Protocol
 
 import filelock
 import torch
-from annotated_types import Len
-from pydantic import BaseModel, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
+from torch import nn
 
-from errors import UsageError
-
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "albumentations",
-    "opencv-python-headless",
-    "numpy",
-    "torchsummary",
-    "matplotlib",
-)
+from errors import Error, UsageError
+from support.files import CheckpointError, load_weights, read_checkpoint, read_json, write_file
+from support.history import History
+from support.settings import NAME, RunError, read
 
 
-class Scores(Protocol):
-    """Anything with a loss and an accuracy, such as utils.Metrics."""
-
-    loss: float
-    accuracy: float
-
-
-class RunError(UsageError):
-    """A run's folder that cannot be used; the message says which file and why."""
+class StorageError(Error, OSError):
+    """The run's folder cannot be written; the message says how to go on later."""
 
 
 class Run:
-    """A run's folder, open for writing; closed by `close` or at the end of a `with`."""
+    """A run's folder, open for writing until the end of a `with`.
 
-    SETTINGS, RESULTS, LOG, LOCK = "settings.json", "results.json", "train.log", ".lock"
+    Where `again` is a command, an error that ends the `with` is told with it: how to go on.
+    """
+
+    SETTINGS, RESULTS, LOG, LOCK = NAME, "results.json", "train.log", ".lock"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.again = ""
         self._lock = filelock.FileLock(folder / self.LOCK)
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             raise RunError(f"{folder} is in use: another process trains this run") from None
-
-    def __enter__(self) -> "Run":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Lets go of the folder."""
-        self._lock.release()  # the file stays: deleting it could let two processes in
 
     @classmethod
     def create(cls, output_dir: str | Path, name: str) -> "Run":
@@ -98,22 +68,33 @@ class Run:
                 number += 1
 
     @classmethod
-    def reopen(cls, folder: str | Path) -> "Run":
+    def reopen(cls, folder: Path) -> "Run":
         """A run that was cut off, to go on with it in the same folder and log.
 
         Raises:
-            RunError: no run, a finished one, or one that another process trains.
+            RunError: another process trains it.
         """
-        folder = Path(folder)
-        if not (folder / cls.SETTINGS).is_file():
-            raise RunError(f"{folder} is not a run's folder: there is no {cls.SETTINGS} in it")
-        if is_finished(folder):
-            raise RunError(f"{folder} is finished; there is nothing to go on with")
         run = cls(folder)
         whole, newline, cut_off = run._read_log().rpartition("\n")
         if cut_off:
             run.write(cls.LOG, whole + newline)
         return run
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self._lock.release()  # the file stays: deleting it could let two processes in
+        if not self.again:
+            return
+        if isinstance(error, OSError):
+            raise StorageError(
+                f"{error}; what was finished lies in {self.folder}: when this is mended, go on "
+                f"with {self.again}"
+            ) from None
+        if isinstance(error, KeyboardInterrupt):
+            finished = "Interrupted, but the run is finished: all of it has been written"
+            self.log(finished if is_finished(self.folder) else f"Go on with: {self.again}")
 
     def log(self, line: str = "") -> None:
         """Prints the line and adds it to train.log."""
@@ -154,332 +135,102 @@ class Run:
         return self.write(name, buffer.getvalue())
 
 
-def read_json(path: Path) -> dict:
-    """A JSON file that holds an object.
-
-    Raises:
-        RunError: missing or damaged.
-    """
-    try:
-        value = json.loads(path.read_text())
-        text = json.dumps(value, ensure_ascii=False).encode()  # half a character is an error here
-        if rb"\u0000" in text:
-            raise ValueError("a zero byte in it, which no path can hold")
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise RunError(f"{path} holds no settings")
-    return value
-
-
-class Settings(BaseModel, strict=True):
-    """What is read of settings.json; it holds more, and of an older version's run less."""
-
-    network: str | None = None
-    model_file: str | None = None
-    model_sha256: str | None = None
-    parameters: PositiveInt | None = None
-    epochs: PositiveInt | None = None
-    recipe_name: str | None = None
-    recipe: dict | None = None
-    teacher: dict | None = None
-    seed: NonNegativeInt | None = None
-    val_split: PositiveInt | None = None
-    dry_run: bool = False
-    device: str | None = None
-    mean: Annotated[list[FiniteFloat], Len(3, 3)] | None = None
-    std: Annotated[list[FiniteFloat], Len(3, 3)] | None = None
-    data_sha256: dict | None = None
-    arguments: dict | None = None
-
-
-def read_settings(folder: Path, model: type[BaseModel] = Settings) -> dict:
-    """A run's settings.json.
-
-    Raises:
-        RunError: missing or damaged; names the file and the value.
-    """
-    return validated(folder / Run.SETTINGS, read_json(folder / Run.SETTINGS), model)
-
-
-def validated(path: Path, values: dict, model: type[BaseModel]) -> dict:
-    """The same values, which came from the file.
-
-    Raises:
-        RunError: one is missing, or of another kind; names the file and the value.
-    """
-    try:
-        model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        found = "missing" if first["type"] == "missing" else f"{first['input']!r:.60}"
-        raise RunError(f"{path} is damaged: {key} is {found}: {first['msg']}") from None
-    return values
-
-
-def write_file(path: Path, content: str | bytes) -> Path:
-    """Writes a file whole or not at all; returns its path.
-
-    Raises:
-        OSError: it cannot be written; what was there before still is.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
-
-
 def is_finished(folder: Path) -> bool:
     """Whether the run went through all of its epochs and wrote its results."""
     try:
         return read_json(folder / Run.RESULTS).get("completed") is True
-    except RunError:
+    except UsageError:
         return False
 
 
-def newest_unfinished(output_dir: str | Path) -> Path:
-    """The newest run of the folder that is neither finished nor being trained just now.
+def unfinished(folder: str, output_dir: str | Path) -> tuple[Path, dict]:
+    """The run to go on with, and its settings; "" is the newest of output_dir that nobody trains.
 
     Raises:
-        RunError: there is none.
+        RunError: there is none, or it is finished.
     """
-    for folder in sorted(Path(output_dir).glob("[0-9]*-[0-9]*-*"), reverse=True):
-        if (folder / Run.SETTINGS).is_file() and not is_finished(folder):
+    if folder:
+        settings = read(Path(folder))
+        if is_finished(Path(folder)):
+            raise RunError(f"{folder} is finished; there is nothing to go on with")
+        return Path(folder), settings
+    for newest in sorted(Path(output_dir).glob("[0-9]*-[0-9]*-*"), reverse=True):
+        if (newest / Run.SETTINGS).is_file() and not is_finished(newest):
             try:
-                Run(folder).close()
-            except RunError:  # in use
-                continue
-            return folder
+                with Run(newest):
+                    return newest, read(newest)
+            except RunError as error:
+                if "in use" not in str(error):
+                    raise
     raise RunError(f"there is no unfinished run in {output_dir}; give --resume a run's folder")
 
 
-class History:
-    """The figures of a run, a row an epoch, and what follows from them.
+@dataclass
+class State:
+    """All that moves while a network is trained, saved and restored as one."""
 
-    A row holds epoch, lr (at the end of the epoch), train_loss, train_acc, then {split}_loss and
-    {split}_acc of the split that is evaluated each epoch ("test" or "val"), train_seconds and
-    test_seconds. Losses are in nats, accuracies in percent.
-    """
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scaler: torch.amp.GradScaler
+    history: History
+    steps: int  # an epoch
+    about: dict  # what else a checkpoint tells: network, recipe, mean, std
 
-    def __init__(self, split: str, epochs: int, target: float, target_epochs: int) -> None:
-        self.split = split
-        self.epochs = epochs
-        self.target = target
-        self.target_epochs = target_epochs
-        self.rows: list[dict] = []
+    def save(self, run: Run) -> None:
+        """Everything of the epoch that just ended; last.pt first, from which the rest follows."""
+        rows = self.history.rows
+        weights = {"epoch": len(rows), "model": self.model.state_dict(), "history": rows}
+        movers = ("optimizer", "scheduler", "scaler")
+        moved = {name: getattr(self, name).state_dict() for name in movers}
+        run.save_checkpoint("last.pt", self.about | weights | moved)
+        self._save_rest(run)
 
-    def add(
-        self,
-        *,
-        lr: float,
-        train: Scores,
-        evaluated: Scores,
-        train_seconds: float,
-        test_seconds: float,
-    ) -> None:
-        """Adds the row of the next epoch."""
-        self.rows.append(
-            {
-                "epoch": len(self.rows) + 1,
-                "lr": lr,
-                "train_loss": train.loss,
-                "train_acc": train.accuracy,
-                f"{self.split}_loss": evaluated.loss,
-                f"{self.split}_acc": evaluated.accuracy,
-                "train_seconds": train_seconds,
-                "test_seconds": test_seconds,
-            }
-        )
+    def _save_rest(self, run: Run) -> None:
+        rows, weights = self.history.rows, self.model.state_dict()
+        run.save_checkpoint("weights.pt", weights)
+        if self.history.best_epoch == len(rows):
+            best = {"epoch": len(rows), "model": weights, "history": rows}
+            run.save_checkpoint("best.pt", self.about | best)
+        run.write_csv("log.csv", rows)
+        if not run.logged(self.history.beginning()):
+            run.log(self.history.line())
 
-    @property
-    def accuracies(self) -> list[float]:
-        """Of the evaluated split, an epoch each, in percent."""
-        return [row[f"{self.split}_acc"] for row in self.rows]
+    def restore(self, run: Run) -> bool:
+        """Takes up where last.pt was written, with files that were not written any more.
 
-    @property
-    def best_epoch(self) -> int:
-        """The first epoch of the highest accuracy."""
-        return self.accuracies.index(max(self.accuracies)) + 1
+        Returns:
+            Whether there was one; without it no epoch had been finished.
 
-    @property
-    def target_epoch(self) -> int | None:
-        """The first epoch at or above the target, if any."""
-        reached = (epoch for epoch, value in enumerate(self.accuracies, 1) if value >= self.target)
-        return next(reached, None)
-
-    def beginning(self) -> str:
-        """How the last epoch's line begins."""
-        return f"Epoch [{len(self.rows):>{len(str(self.epochs))}}/{self.epochs}]"
-
-    def line(self) -> str:
-        """The last epoch in one line, with the time left and its marks."""
-        row = self.rows[-1]
-        epoch = row["epoch"]
-        seconds = [past["train_seconds"] + past["test_seconds"] for past in self.rows]
-        line = (
-            f"{self.beginning()} - "
-            f"Train: {row['train_acc']:5.2f}% | "
-            f"{self.split.capitalize()}: {self.accuracies[-1]:5.2f}% | "
-            f"loss {row['train_loss']:.3f}/{row[f'{self.split}_loss']:.3f} | "
-            f"lr {row['lr']:.4f} | {seconds[-1]:.1f}s"
-        )
-        if epoch < self.epochs:
-            line += f" | {duration(sum(seconds) / epoch * (self.epochs - epoch))} left"
-        if self.best_epoch == epoch:
-            line += " | best so far"
-        if self.target_epoch == epoch:
-            line += f" | target {self.target:g}% reached"
-        return line
-
-    def summary(self) -> dict:
-        """The figures that matter at the end; accuracies in percent."""
-        last = self.rows[-1]
-        return {
-            "epochs_asked": self.epochs,
-            "epochs_done": last["epoch"],
-            "split": self.split,
-            "last_accuracy": self.accuracies[-1],
-            "best_accuracy": max(self.accuracies),
-            "best_epoch": self.best_epoch,
-            "target_accuracy": self.target,
-            "target_epochs": self.target_epochs,
-            "target_reached_at": self.target_epoch,
-            "train_accuracy": last["train_acc"],
-            "gap_points": last["train_acc"] - self.accuracies[-1],
-            "train_seconds": sum(row["train_seconds"] for row in self.rows),
-            "test_seconds": sum(row["test_seconds"] for row in self.rows),
-        }
-
-    def table(self, evaluated: str, accuracy: float, seconds: float, folder: Path) -> str:
-        """The results as a table; `evaluated` ("test" or "val") and `accuracy` are the final."""
-        figures = self.summary()
-        reached = figures["target_reached_at"]
-        best = "best.pt" if (folder / "best.pt").is_file() else "its weights are gone"
-        rows = (
-            (
-                f"final {evaluated} accuracy",
-                f"{accuracy:.2f} %  (epoch {figures['epochs_done']}, last.pt)",
-            ),
-            (
-                f"best {self.split} accuracy",
-                f"{figures['best_accuracy']:.2f} %  (epoch {figures['best_epoch']}, {best}; "
-                f"picked by looking at the {self.split} set)",
-            ),
-            (
-                f"target {self.target:g} % within {self.target_epochs}",
-                f"reached at epoch {reached}" if reached else "not reached",
-            ),
-            (
-                f"train/{self.split} gap",
-                f"{figures['gap_points']:+.2f} points  (train: augmented, during the epoch)",
-            ),
-            (
-                "time",
-                f"{duration(seconds)}  (training {duration(figures['train_seconds'])}, "
-                f"evaluation {duration(figures['test_seconds'])})",
-            ),
-            ("pictures and log", str(folder)),
-        )
-        width = max(len(label) for label, _ in rows)
-        rule = "-" * 80
-        return "\n".join([rule, *(f"{label:<{width}}  {value}" for label, value in rows), rule])
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "48s", "4m12s" or "1h05m"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-
-
-def environment() -> dict:
-    """What besides the settings a repetition of this run needs: versions, commit, command."""
-    return {
-        "command": shlex.join([Path(sys.executable).name, *_program(), *sys.argv[1:]]),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
-        "platform": platform.platform(),
-        "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda,
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_changes": (_git("status", "--porcelain", "--untracked-files=no") or "").splitlines(),
-    }
-
-
-def _program() -> list[str]:
-    """What was started, as one types it in the repository's folder, on whichever machine."""
-    path, here = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parent
-    if not path.is_relative_to(here):
-        return [path.name]
-    path = path.relative_to(here)
-    return ["-m", ".".join(path.with_suffix("").parts)] if len(path.parts) > 1 else [str(path)]
-
-
-def _git(*arguments: str) -> str | None:
-    """What git says of the code's own folder; None without git or outside a repository."""
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.rstrip()
-
-
-class Interruption(KeyboardInterrupt):
-    """Ctrl-C, or the system's wish that the process ends; `status` is what it exits with."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
-        self.status = 128 + number  # as shells report it
-
-
-class Interrupts:
-    """Turns SIGINT and SIGTERM into Interruption, but not in the middle of work that is `held`."""
-
-    def __init__(self) -> None:
-        self.holding = False
-        self.pending: int | None = None
-        self.before: dict[int, object] = {}
-
-    def __enter__(self) -> "Interrupts":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError):  # not the main thread, which has no signals
-                self.before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _frame: object) -> None:
-        if self.holding:
-            self.pending = number
-        else:
-            raise Interruption(number)
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """What happens inside happens whole; an interruption waits for its end."""
-        self.holding = True
+        Raises:
+            CheckpointError: damaged, of another network, or no checkpoint of such a run.
+            OSError: it cannot be read, or the rest not be written.
+        """
+        path = run.folder / "last.pt"
+        if not path.is_file():
+            return False
+        load_weights(self.model, path)
+        checkpoint = read_checkpoint(path)
         try:
-            yield
-        finally:
-            self.holding = False
-        if self.pending is not None:
-            number, self.pending = self.pending, None
-            raise Interruption(number)
+            rows = [dict(row) for row in checkpoint["history"]]
+            if not 1 <= len(rows) <= self.history.epochs or len(rows) != checkpoint["epoch"]:
+                raise ValueError(f"a history of {len(rows)} epochs")
+            self.history.rows = rows
+            self.history.summary()  # fails where a column is missing
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            for parameter, state in self.optimizer.state.items():
+                for name, value in state.items():
+                    shape = tuple(getattr(value, "shape", ()))
+                    if shape not in ((), tuple(parameter.shape)):
+                        raise ValueError(f"the optimizer's {name} is {shape}")
+            self.scheduler.load_state_dict(checkpoint["scheduler"])
+            if self.scheduler.last_epoch != len(rows) * self.steps:  # it counts steps
+                raise ValueError(f"a schedule at step {self.scheduler.last_epoch}")
+            if set(checkpoint["scaler"]) != set(self.scaler.state_dict()):
+                raise ValueError("another scaler")
+            self.scaler.load_state_dict(checkpoint["scaler"])
+        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise CheckpointError(f"{path} is no checkpoint of this run: {reason}") from None
+        self._save_rest(run)
+        return True

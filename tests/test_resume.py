@@ -14,10 +14,13 @@ import pytest
 import torch
 
 import cifar10
+import cli
 import plots
 import runs
 import train
 import utils
+from support import files
+from support.history import History
 from tests import torture
 from tests.conftest import call_main
 
@@ -28,7 +31,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of so short a run; test_train.py looks at the pictures."""
     for name in ("curves", "confusion_matrix", "class_accuracy", "misclassified"):
         monkeypatch.setattr(plots, name, lambda *_: torture.PIXEL.getvalue())
-    monkeypatch.setattr(train, "draw_augmentations", lambda *_: torture.PIXEL.getvalue())
+    monkeypatch.setattr(plots, "augmentations_of", lambda *_: torture.PIXEL.getvalue())
 
 
 @pytest.fixture(autouse=True)
@@ -120,8 +123,8 @@ def test_a_resumed_run_ends_with_the_same_weights(
     assert only(cut) == folder
     torture.check_finished(folder, torture.weights_of(only(whole)))
     for name in ("last.pt", "best.pt"):
-        ours = utils.read_checkpoint(folder / name)["model"]
-        for key, value in utils.read_checkpoint(only(whole) / name)["model"].items():
+        ours = files.read_checkpoint(folder / name)["model"]
+        for key, value in files.read_checkpoint(only(whole) / name)["model"].items():
             assert torch.equal(ours[key], value)
     with open(only(whole) / "log.csv") as one, open(folder / "log.csv") as other:
         for row, resumed in zip(one, other, strict=True):  # all but the two columns of seconds
@@ -174,24 +177,18 @@ def test_sigterm_keeps_the_epochs_and_exits_143(network, tmp_path):
     folder = only(tmp_path / "out")
     results = json.loads((folder / "results.json").read_text())
     assert results["completed"] is False
-    assert results["epochs_done"] == utils.read_checkpoint(folder / "last.pt")["epoch"] >= 3
+    assert results["epochs_done"] == files.read_checkpoint(folder / "last.pt")["epoch"] >= 3
     torture.check_files(folder)
 
 
-def test_an_interruption_waits_for_what_is_held():
-    with runs.Interrupts() as interrupts:
-        done = []
-
-        def work() -> None:
-            with interrupts.held():
-                os.kill(os.getpid(), signal.SIGTERM)
-                done.append("the rest of it")
-
-        with pytest.raises(runs.Interruption) as caught:
-            work()
-        assert done
-        assert caught.value.status == 143
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_ends_the_work_with_its_status_and_leaves_the_handlers(name, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    number = getattr(signal, name)
+    parser = cli.ArgumentParser(prog="x")
+    assert cli.run(parser, lambda _: os.kill(os.getpid(), number), []) == 128 + number
+    assert capsys.readouterr().err == "\nx: interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 # ---------------------------------------------------------------- what is refused
@@ -290,16 +287,16 @@ def test_the_newest_unfinished_run_is_taken(cut):
     newer = cut.with_name("20990101-000000-newer")
     for folder in (older, newer):
         shutil.copytree(cut, folder)
-    assert runs.newest_unfinished(cut.parent) == newer
+    assert runs.unfinished("", cut.parent)[0] == newer
     (newer / "results.json").write_text('{"completed": true}')
-    assert runs.newest_unfinished(cut.parent) == cut
+    assert runs.unfinished("", cut.parent)[0] == cut
 
 
 # ---------------------------------------------------------------- damage
 
 
 def test_a_checkpoint_of_another_network_is_refused(cut, network, capsys):
-    checkpoint = utils.read_checkpoint(cut / "last.pt")
+    checkpoint = files.read_checkpoint(cut / "last.pt")
     checkpoint["model"]["9.bias"] = torch.zeros(11)
     torch.save(checkpoint, cut / "last.pt")
     status, _, error = resume(capsys, cut)
@@ -307,13 +304,13 @@ def test_a_checkpoint_of_another_network_is_refused(cut, network, capsys):
     assert f"{cut}/last.pt does not hold the weights of Small: 9.bias is (11,) there" in error
 
 
-@pytest.mark.parametrize("key", ["history", "optimizer", "scheduler", "random_state", "seconds"])
+@pytest.mark.parametrize("key", ["history", "optimizer", "scheduler", "scaler", "epoch"])
 @pytest.mark.parametrize("value", [None, {}, [], "x", 3])
 def test_a_checkpoint_with_something_else_in_it_is_refused(key, value, cut, capsys):
-    checkpoint = utils.read_checkpoint(cut / "last.pt")
+    checkpoint = files.read_checkpoint(cut / "last.pt")
     torch.save(checkpoint | {key: value}, cut / "last.pt")
     status, _, error = resume(capsys, cut)
-    if key == "seconds" and value == 3:
+    if key == "scaler" and value in ({}, []):  # a disabled one's is empty
         assert status == 0
         return
     assert status == 1
@@ -324,7 +321,7 @@ def test_a_checkpoint_with_something_else_in_it_is_refused(key, value, cut, caps
 def test_damaged_checkpoints_are_noticed_or_harmless(cut, capsys):
     """A bit flipped, a byte set, a piece missing: never a wrong number, never a traceback."""
     whole = (cut / "last.pt").read_bytes()
-    good = utils.read_checkpoint(cut / "last.pt")
+    good = files.read_checkpoint(cut / "last.pt")
     draw = random.Random(0)
     messages = []
     for _ in range(250):
@@ -341,8 +338,8 @@ def test_damaged_checkpoints_are_noticed_or_harmless(cut, capsys):
             damaged[place] = draw.randrange(256)
         (cut / "last.pt").write_bytes(damaged)
         try:
-            loaded = utils.read_checkpoint(cut / "last.pt")
-        except utils.CheckpointError as error:
+            loaded = files.read_checkpoint(cut / "last.pt")
+        except files.CheckpointError as error:
             messages.append(str(error))
             continue
         assert loaded["history"] == good["history"]
@@ -473,15 +470,15 @@ def test_ctrl_c_in_the_last_evaluation_reports_and_says_how_to_go_on(
     network, capsys, tmp_path, monkeypatch
 ):
     arguments = (*flags(network, tmp_path / "cut"), "--val-split", 100)
-    evaluate = train.Training.evaluate
+    evaluate = utils.evaluate
 
-    def interrupted(training: train.Training, split: train.Split) -> utils.Evaluation:
-        if split.name == "test":
+    def interrupted(model, loader, device, split: str) -> utils.Evaluation:
+        if split == "test":
             raise KeyboardInterrupt
-        return evaluate(training, split)
+        return evaluate(model, loader, device, split)
 
     with monkeypatch.context() as context:
-        context.setattr(train.Training, "evaluate", interrupted)
+        context.setattr(utils, "evaluate", interrupted)
         status, out, _ = call(capsys, *arguments)
     folder = only(tmp_path / "cut")
     assert status == 130
@@ -496,34 +493,37 @@ def test_ctrl_c_in_the_last_evaluation_reports_and_says_how_to_go_on(
     assert json.loads((folder / "results.json").read_text())["evaluated"] == "test"
 
 
-def test_ctrl_c_during_the_report_loses_nothing_of_it(network, capsys, tmp_path, monkeypatch):
-    drawn = plots.curves
+@pytest.mark.parametrize("name", ["curves", "of_evaluation"])
+def test_ctrl_c_during_the_report_loses_nothing_of_it(name, network, capsys, tmp_path, monkeypatch):
+    """What was not written any more is written when the run goes on."""
+    status, _, error = call(capsys, *flags(network, tmp_path / "whole"))
+    assert status == 0, error
+    with monkeypatch.context() as context:
+        context.setattr(plots, name, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        status, out, _ = call(capsys, *flags(network, tmp_path / "out"))
+    assert status == 130
+    folder, whole = only(tmp_path / "out"), only(tmp_path / "whole")
+    assert f"Go on with: python train.py --resume {folder} " in out
+    assert not (folder / "results.json").exists()
+    status, _, error = resume(capsys, folder)
+    assert status == 0, error
+    torture.check_finished(folder, torture.weights_of(whole))
+    assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
 
-    def struck(*arguments: object) -> bytes:
-        os.kill(os.getpid(), signal.SIGINT)
-        return drawn(*arguments)
 
-    monkeypatch.setattr(plots, "curves", struck)
+def test_ctrl_c_after_the_results_has_nothing_to_go_on_with(network, capsys, tmp_path, monkeypatch):
+    write = runs.Run.write
+
+    def struck(run: runs.Run, name: str, content: str | bytes) -> None:
+        write(run, name, content)
+        if name == run.RESULTS:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(runs.Run, "write", struck)
     status, out, _ = call(capsys, *flags(network, tmp_path / "out"))
     assert status == 130
-    folder = only(tmp_path / "out")
-    assert json.loads((folder / "results.json").read_text())["completed"] is True
-    assert (folder / "misclassified.png").is_file()
-    assert "Go on with" not in out  # there is nothing left to do
-
-
-def test_an_interruption_between_the_steps_says_how_to_go_on(
-    network, capsys, tmp_path, monkeypatch
-):
-    """Whatever is being done once the run's folder is one."""
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "report", interrupted)
-    status, out, _ = call(capsys, *flags(network, tmp_path / "out"))
-    assert status == 130
-    assert f"Go on with: python train.py --resume {only(tmp_path / 'out')} " in out
+    assert "Interrupted, but the run is finished" in out
+    assert "Go on with" not in out
 
 
 def test_the_log_grows_and_is_not_written_anew(tmp_path):
@@ -556,11 +556,11 @@ def test_a_run_without_its_last_checkpoint_does_not_begin_anew(cut, capsys):
 
 
 def test_the_table_names_no_weights_that_are_gone(tmp_path):
-    history = runs.History("test", 2, 85.0, 60)
+    history = History("test", 2, 85.0, 60)
     for accuracy in (50.0, 40.0):
         scores = utils.Metrics(1.0, accuracy)
-        history.add(lr=0.1, train=scores, evaluated=scores, train_seconds=1.0, test_seconds=1.0)
+        history.add(0.1, scores, scores, (1.0, 1.0))
     (tmp_path / "best.pt").write_bytes(b"")
-    assert "(epoch 1, best.pt; picked" in history.table("test", 40.0, 4.0, tmp_path)
+    assert "(epoch 1, best.pt; picked" in history.table("test", 40.0, tmp_path)
     (tmp_path / "best.pt").unlink()
-    assert "best.pt" not in history.table("test", 40.0, 4.0, tmp_path)
+    assert "best.pt" not in history.table("test", 40.0, tmp_path)

@@ -16,6 +16,8 @@ import cifar10
 import plots
 import runs
 import utils
+from support import provenance
+from support.history import History, duration
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,17 +63,13 @@ def test_checkpoint_loads_as_data(tmp_path):
     assert torch.equal(loaded["model"]["w"], torch.ones(2))
 
 
-def history_of(*accuracies: float, split: str = "test") -> runs.History:
-    history = runs.History(split, epochs=20, target=85.0, target_epochs=70)
+def history_of(*accuracies: float, split: str = "test") -> History:
+    figures = History(split, epochs=20, target=85.0, target_epochs=70)
     for accuracy in accuracies:
-        history.add(
-            lr=0.11424,
-            train=utils.Metrics(0.7349, 74.166),
-            evaluated=utils.Metrics(0.6012, accuracy),
-            train_seconds=12.0,
-            test_seconds=1.2,
+        figures.add(
+            0.11424, utils.Metrics(0.7349, 74.166), utils.Metrics(0.6012, accuracy), (12.0, 1.2)
         )
-    return history
+    return figures
 
 
 def test_epoch_line_has_the_promised_form():
@@ -94,14 +92,14 @@ def test_marks_of_the_best_and_of_the_target():
 
 
 def test_results_table_and_summary():
-    history = history_of(84.0, 86.0, 85.0)
-    figures = history.summary()
+    run = history_of(84.0, 86.0, 85.0)
+    figures = run.summary()
     assert (figures["best_accuracy"], figures["best_epoch"]) == (86.0, 2)
     assert figures["last_accuracy"] == 85.0
     assert figures["target_reached_at"] == 2
     assert figures["gap_points"] == pytest.approx(74.166 - 85.0)
     assert figures["train_seconds"] == 36.0
-    table = history.table("test", 85.0, 40.0, Path("output/x"))
+    table = run.table("test", 85.0, Path("output/x"))
     for part in ("85.00 %", "86.00 %", "reached at epoch 2", "-10.83 points", "output/x", "40s"):
         assert part in table
 
@@ -111,7 +109,7 @@ def test_results_table_and_summary():
     [(0.4, "0s"), (59.6, "1m00s"), (106, "1m46s"), (3599.7, "1h00m"), (3900, "1h05m")],
 )
 def test_duration(seconds, text):
-    assert runs.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_csv_and_json_are_read_back(tmp_path):
@@ -129,7 +127,7 @@ def test_csv_and_json_are_read_back(tmp_path):
 
 
 def test_environment_can_be_written_as_json():
-    assert json.loads(json.dumps(runs.environment()))["packages"]["torch"] == "2.14.1"
+    assert json.loads(json.dumps(provenance.environment()))["packages"]["torch"] == "2.14.1"
 
 
 # ---------------------------------------------------------------- pictures
@@ -181,4 +179,4 @@ def test_augmentations_show_the_images(sample):
 )
 def test_the_command_holds_no_folder_of_this_machine(started, command, monkeypatch):
     monkeypatch.setattr("sys.argv", [str(started), "--model", "2"])
-    assert runs.environment()["command"].partition(" ")[2] == command
+    assert provenance.environment()["command"].partition(" ")[2] == command

@@ -1,5 +1,6 @@
 """Stats, transforms, batches, recipe and loops against second computations of the same thing."""
 
+import dataclasses
 import math
 
 import albumentations as A
@@ -8,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+import networks
 import recipes
 import utils
 from model_2 import CNN_Model_2
+from support import files, meter
 from tests.conftest import rate_is
 
-CPU = torch.device("cpu")
-FULL = utils.Precision(torch.float32, torch.contiguous_format)
+FULL = utils.Device(torch.device("cpu"))
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 FILL = (125, 122, 115)  # 255 * MEAN, rounded
 
@@ -137,12 +139,10 @@ def batches(
         labels,
         transform or utils.train_transform(MEAN, STD),
         batch_size,
+        FULL,
         shuffle=True,
-        device=CPU,
-        precision=FULL,
-        batched=batched,
         seed=seed,
-        workers=workers,
+        workers=None if batched else workers,
     )
     loader.sampler.set_epoch(epoch)
     return list(loader)
@@ -237,8 +237,8 @@ def test_validation_split_is_a_fixed_partition():
 
 def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(utils.DeviceError, match=r"this machine has: .*cpu"):
-        utils.pick_device("cuda:77")
-    assert utils.pick_device("cpu") == CPU
+        utils.Device.pick("cuda:77")
+    assert utils.Device.pick("cpu").where == torch.device("cpu")
 
 
 # ---------------------------------------------------------------- weights
@@ -249,7 +249,7 @@ def test_weights_come_back_from_every_kind_of_file(tmp_path):
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     torch.save({"model": model.state_dict(), "epoch": 3}, tmp_path / "last.pt")
     for name in ("weights.pt", "last.pt"):
-        utils.load_weights(other, tmp_path / name)
+        files.load_weights(other, tmp_path / name)
         for key, value in model.state_dict().items():
             assert torch.equal(other.state_dict()[key], value)
         nn.init.zeros_(other.linear.weight)
@@ -267,8 +267,8 @@ def test_files_that_are_not_these_weights_are_refused(tmp_path, capsys):
     whole = path.read_bytes()
 
     def refused(message: str) -> None:
-        with pytest.raises(utils.CheckpointError, match=message) as caught:
-            utils.load_weights(CNN_Model_2(), path)
+        with pytest.raises(files.CheckpointError, match=message) as caught:
+            files.load_weights(CNN_Model_2(), path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -288,13 +288,13 @@ def test_files_that_are_not_these_weights_are_refused(tmp_path, capsys):
     refused("not a whole checkpoint")
     assert "run!" not in capsys.readouterr().out
     with pytest.raises(OSError, match="absent"):
-        utils.load_weights(CNN_Model_2(), tmp_path / "absent.pt")
+        files.load_weights(CNN_Model_2(), tmp_path / "absent.pt")
 
 
 @pytest.mark.parametrize("name", ["model_4", "2", "", "os", "model_../model_2"])
 def test_a_pretrained_network_that_there_is_not(name):
-    with pytest.raises(ValueError, match="there are model_1, model_2, model_2_dist"):
-        utils.load_pretrained(name)
+    with pytest.raises(ValueError, match=r"or a name out of .* model_1, .*model_2_distilled"):
+        networks.load_trained(name)
 
 
 # ---------------------------------------------------------------- loops
@@ -319,9 +319,7 @@ LABELS = [1, 0, 1, 0, 1]
 def grey_loader(batch_size: int):
     images = np.stack([np.full((32, 32, 3), level, np.uint8) for level in LEVELS])
     transform = utils.test_transform((0.0,) * 3, (1.0,) * 3)
-    return utils.make_loader(
-        images, np.array(LABELS), transform, batch_size, shuffle=False, device=CPU, precision=FULL
-    )
+    return utils.make_loader(images, np.array(LABELS), transform, batch_size, FULL)
 
 
 def by_hand(weight: float) -> tuple[float, float, float]:
@@ -339,7 +337,7 @@ def by_hand(weight: float) -> tuple[float, float, float]:
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
 def test_test_loop_against_hand_computation(batch_size, capsys):
     loss, accuracy, _ = by_hand(2.0)
-    result = utils.test(OneWeight(2.0), grey_loader(batch_size), CPU, FULL)
+    result = utils.evaluate(OneWeight(2.0), grey_loader(batch_size), FULL)
     assert result.loss == pytest.approx(loss, rel=1e-6)
     assert result.accuracy == pytest.approx(accuracy)
     assert result.labels.tolist() == LABELS
@@ -348,13 +346,13 @@ def test_test_loop_against_hand_computation(batch_size, capsys):
     assert (captured.out, captured.err) == ("", "")  # no terminal, no progress bar
 
 
-def train_once(model, loader, lr, precision=FULL, criterion=None, clip_norm=0.0, teacher=None):
+def train_once(model, loader, lr, device=FULL, criterion=None, clip_norm=0.0, teacher=None):
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-    scaler = torch.amp.GradScaler("cpu", enabled=precision.dtype == torch.float16)
+    scaler = torch.amp.GradScaler("cpu", enabled=device.dtype == torch.float16)
     criterion = criterion or nn.CrossEntropyLoss()
     return utils.train(
-        model, loader, criterion, optimizer, scheduler, scaler, CPU, precision, clip_norm, teacher
+        model, loader, criterion, optimizer, scheduler, scaler, device, clip_norm, teacher
     )
 
 
@@ -370,10 +368,10 @@ def test_train_loop_against_hand_computation():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # with a gradient scaler
 def test_long_gradients_are_clipped_and_short_ones_left(dtype):
     _, _, gradient = by_hand(2.0)
-    precision = FULL._replace(dtype=dtype)
+    device = dataclasses.replace(FULL, dtype=dtype)
     for longest, wanted in ((abs(gradient) / 3, gradient / 3), (abs(gradient) * 3, gradient)):
         model = OneWeight(2.0)
-        train_once(model, grey_loader(5), lr=0.5, precision=precision, clip_norm=longest)
+        train_once(model, grey_loader(5), lr=0.5, device=device, clip_norm=longest)
         assert model.weight.item() == pytest.approx(2.0 - 0.5 * wanted, abs=2e-3)
         assert abs(model.weight.item() - (2.0 - 0.5 * wanted)) < abs(gradient) / 20
 
@@ -390,7 +388,8 @@ def test_a_teacher_s_answers_are_mixed_with_the_labels(share):
         losses.append(-target * math.log(probability) - (1 - target) * math.log(1 - probability))
         gradients.append((probability - target) * x)
     model = OneWeight(2.0)
-    result = train_once(model, grey_loader(5), lr=0.5, teacher=utils.Teacher(teacher, share, FULL))
+    mixed = networks.Teacher(teacher, share, FULL)
+    result = train_once(model, grey_loader(5), lr=0.5, teacher=mixed)
     assert result.loss == pytest.approx(sum(losses) / 5, rel=1e-6)
     assert result.accuracy == by_hand(2.0)[1]  # on the labels, whatever the teacher says
     assert model.weight.item() == pytest.approx(2.0 - 0.5 * sum(gradients) / 5, rel=1e-6)
@@ -407,16 +406,17 @@ def test_train_loop_weights_unequal_batches_by_their_images():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_train_loop_in_reduced_precision_takes_nearly_the_same_step(dtype):
     model = OneWeight(2.0)
-    train_once(model, grey_loader(5), 0.5, utils.Precision(dtype, torch.channels_last))
+    device = utils.Device(torch.device("cpu"), dtype, torch.channels_last)
+    train_once(model, grey_loader(5), 0.5, device)
     assert model.weight.item() == pytest.approx(2.0 - 0.5 * by_hand(2.0)[2], rel=0.02)
 
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_both_loops(weight):
-    with pytest.raises(utils.DivergedError, match="try a lower --lr"):
+    with pytest.raises(meter.DivergedError, match="try a lower --lr"):
         train_once(OneWeight(weight), grey_loader(2), lr=0.1)
-    with pytest.raises(utils.DivergedError, match="the loss became"):
-        utils.test(OneWeight(weight), grey_loader(2), CPU, FULL)
+    with pytest.raises(meter.DivergedError, match="the loss became"):
+        utils.evaluate(OneWeight(weight), grey_loader(2), FULL)
 
 
 def test_loops_set_the_mode_and_testing_leaves_batchnorm_alone():
@@ -426,7 +426,7 @@ def test_loops_set_the_mode_and_testing_leaves_batchnorm_alone():
     assert model.training
     before = model[1].running_mean.clone()
     assert before.abs().sum() > 0
-    utils.test(model, loader, CPU, FULL)
+    utils.evaluate(model, loader, FULL)
     assert not model.training
     assert torch.equal(model[1].running_mean, before)
 
@@ -440,9 +440,8 @@ def test_training_learns_the_sample(sample):
         labels,
         utils.test_transform(mean, std),
         50,
+        FULL,
         shuffle=True,
-        device=CPU,
-        precision=FULL,
     )
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(),
@@ -454,5 +453,5 @@ def test_training_learns_the_sample(sample):
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     for epoch in range(15):
         loader.sampler.set_epoch(epoch)
-        utils.train(model, loader, nn.CrossEntropyLoss(), optimizer, scheduler, scaler, CPU, FULL)
-    assert utils.test(model, loader, CPU, FULL).accuracy > 95
+        utils.train(model, loader, nn.CrossEntropyLoss(), optimizer, scheduler, scaler, FULL)
+    assert utils.evaluate(model, loader, FULL).accuracy > 95

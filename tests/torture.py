@@ -11,6 +11,7 @@ Pictures are one pixel here: drawing takes most of so short a run, and all files
 the same function. The instants follow from --seed, but where they hit depends on the machine.
 """
 
+import argparse
 import csv
 import hashlib
 import io
@@ -32,7 +33,9 @@ import cli
 import plots
 import runs
 import train
-import utils
+from errors import Error
+from support import files
+from support.history import duration
 
 EPOCHS = 3
 PIXEL = io.BytesIO()
@@ -55,7 +58,7 @@ class Small(nn.Sequential):
 """
 
 
-class TortureError(AssertionError):
+class TortureError(Error):
     """A run that lost something, or was not what it would have been."""
 
 
@@ -101,7 +104,7 @@ def wait(process: int, seconds: float) -> int | None:
 
 def weights_of(folder: Path) -> str:
     """SHA-256 of all the final weights."""
-    weights = utils.read_checkpoint(folder / "weights.pt")
+    weights = files.read_checkpoint(folder / "weights.pt")
     digest = hashlib.sha256()
     for name, value in weights.items():
         digest.update(name.encode())
@@ -119,7 +122,7 @@ def check_files(folder: Path) -> None:
         if path.name.startswith("."):
             continue  # the lock, or what was being written at the last instant
         if path.suffix == ".pt":
-            utils.read_checkpoint(path)
+            files.read_checkpoint(path)
         elif path.suffix == ".json":
             json.loads(path.read_text())
         elif path.suffix == ".png":
@@ -161,7 +164,7 @@ class Torture:
         drawn = PIXEL.getvalue()
         for name in ("curves", "confusion_matrix", "class_accuracy", "misclassified"):
             setattr(plots, name, lambda *_: drawn)
-        train.draw_augmentations = lambda *_: drawn
+        plots.augmentations_of = lambda *_: drawn
         torch.set_num_threads(1)  # a forked process cannot use the threads of another
 
     def arguments(self, output: Path, kind: Sequence[str]) -> list[str]:
@@ -229,6 +232,29 @@ class Torture:
         self.finished += 1
 
 
+def torture(args: argparse.Namespace) -> int:
+    """Does so many rounds, and tells what they found; an interruption tells what was found so far.
+
+    Raises:
+        TortureError: something was lost.
+    """
+    started, status = time.monotonic(), 0
+    with tempfile.TemporaryDirectory() as root:
+        found = Torture(Path(root), args.seed)
+        try:
+            found.run(args.rounds)
+        except KeyboardInterrupt:
+            status = 130
+        except Exception as error:
+            raise TortureError(f"after {found.kills} kills: {error}") from error
+    print(
+        f"{found.kills} kills, {found.resumed} resumed, {found.finished} runs finished with the "
+        f"weights of the undisturbed run, bit for bit; {duration(time.monotonic() - started)}, "
+        f"seed {args.seed}"
+    )
+    return status
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = cli.ArgumentParser(
@@ -238,24 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("rounds", type=cli.whole_number(1), help="how many kills")
     add("--seed", type=cli.whole_number(0), default=0, help="of the instants (0)")
-    args = parser.parse_args(arguments)
-    started = time.monotonic()
-    with runs.Interrupts(), tempfile.TemporaryDirectory() as root:
-        torture = Torture(Path(root), args.seed)
-        status = 0
-        try:
-            torture.run(args.rounds)
-        except KeyboardInterrupt:  # what was found until then counts
-            status = 130
-        except Exception as error:
-            print(f"tests.torture: error: after {torture.kills} kills: {error}", file=sys.stderr)
-            return 1
-    print(
-        f"{torture.kills} kills, {torture.resumed} resumed, {torture.finished} runs finished with "
-        f"the weights of the undisturbed run, bit for bit; "
-        f"{runs.duration(time.monotonic() - started)}, seed {args.seed}"
-    )
-    return status
+    return cli.run(parser, torture, arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,64 @@
+"""Batches made on the device, where the data set lies as uint8: no workers, no copies.
+
+utils.TransformedBatches in a DataLoader is the slow form: the same order of images, and pictures
+of the same distribution.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from fast.batched import BatchedTransform
+
+
+class Draws(Protocol):
+    """An epoch's order, as utils.BatchSampler has it: indices of each batch, a seed for each."""
+
+    def draw(self) -> tuple[list[np.ndarray], list[int]]: ...
+
+    def __len__(self) -> int: ...
+
+
+class BatchedLoader:
+    """Yields (images `dtype` (N, 3, H, W), labels int64 (N,)) like a DataLoader.
+
+    `dataset`, `sampler` and `len` mean the same. The draws come from `generator`, which every
+    epoch is seeded from the sampler.
+
+    Args:
+        images, labels: uint8 (N, H, W, 3) and uint8 (N,).
+        device, dtype, layout: where and how the images come.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        transform: BatchedTransform,
+        sampler: Draws,
+        device: torch.device,
+        dtype: torch.dtype,
+        layout: torch.memory_format,
+    ) -> None:
+        planar = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        numbers = torch.from_numpy(labels.astype(np.int64))
+        self.dataset = TensorDataset(planar.to(device), numbers.to(device))
+        self.sampler, self.transform = sampler, transform
+        self.dtype, self.layout = dtype, layout
+        self.generator = torch.Generator(device)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        images, labels = self.dataset.tensors
+        batches, seeds = self.sampler.draw()
+        self.generator.manual_seed(seeds[0])
+        order = torch.from_numpy(np.concatenate(batches)).to(images.device)
+        for index in order.split([len(batch) for batch in batches]):
+            batch = self.transform(images[index], self.generator, self.dtype, self.layout)
+            yield batch, labels[index]

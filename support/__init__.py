@@ -1,0 +1,10 @@
+"""What a first reading can leave out: details that keep promises, a file each.
+
+- files: files that are there whole or not at all;
+- flags: the command line of train.py, stored and read again;
+- history: an epoch's line, a run's table;
+- meter: sums of an epoch, and the progress bar;
+- model_files: whatever somebody's model file may hold, tried out;
+- provenance: which code made a run;
+- settings: settings.json read, and what going on with a run refuses.
+"""
