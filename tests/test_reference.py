@@ -1,24 +1,34 @@
-"""The committed reference runs: their files agree with each other, the README and the weights."""
+"""The committed runs, README.md and docs/: figures, weights, links and commands agree."""
 
 import csv
 import json
+import re
+import shlex
 import statistics
 import subprocess
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import cifar10
 import networks
 import recipes
-import utils
+from tests.conftest import call_main
 from tools import compare
 
 ROOT = Path(__file__).parents[1]
-RUNS = compare.find_runs([compare.REFERENCE])
-# The ways of tools.bench, as the tables call them.
+REFERENCE = ROOT / "output" / "reference"
+RUNS = sorted(path.parent for path in REFERENCE.glob("*/settings.json"))
+KEPT = {"settings.json", "log.csv", "results.json", "weights.pt"}
+WHOLE = "model_2"  # the run that is there as train.py left it
+PICTURES = ("curves", "confusion_matrix", "class_accuracy", "misclassified", "augmentations")
+FOR_USERS = ("model_1", "model_2", "model_2_distilled", "model_3", "model_3_distilled")
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+# The ways of tools.bench, as the table calls them.
 WAYS = {
     "usual": "the usual way, Albumentations image by image",
     "torchvision": "torchvision's crop and flip, two workers",
@@ -26,71 +36,84 @@ WAYS = {
     "ours": "**ours**",
 }
 every = pytest.mark.parametrize("folder", RUNS, ids=lambda folder: folder.name)
+each_page = pytest.mark.parametrize("page", PAGES)
 
 
-def network_of(settings: dict) -> networks.Network:
-    choice = compare.NETWORKS[settings["network"]]
-    return networks.load_network(str(ROOT / choice) if choice.endswith(".py") else choice)
+@cache
+def text(name: str) -> str:
+    return (ROOT / name).read_text()
 
 
 def read(folder: Path, name: str) -> dict:
     return json.loads((folder / name).read_text())
 
 
+def log_of(folder: Path) -> list[dict]:
+    with open(folder / "log.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def cells(page: str, beginning: str, holding: str = "") -> list[str]:
+    """The table row of a page that begins so, without its first cell."""
+    line = next(
+        line
+        for line in text(page).splitlines()
+        if line.startswith(f"| {beginning}") and holding in line
+    )
+    return [cell.strip() for cell in line.split("|")[2:-1]]
+
+
+def choice_of(settings: dict) -> str:
+    """What --model has to be given."""
+    number = re.fullmatch(r"model_(\d)\.py", settings["model_file"])
+    return number[1] if number else settings["model_file"]
+
+
+def network_of(settings: dict) -> networks.Network:
+    choice = choice_of(settings)
+    return networks.load_network(str(ROOT / choice) if choice.endswith(".py") else choice)
+
+
+# ---------------------------------------------------------------- the runs
+
+
 def test_every_network_has_its_run_and_its_20_epoch_default():
     names = {folder.name for folder in RUNS}
+    assert names >= set(FOR_USERS)
     for number in (1, 2, 3):
-        assert f"model_{number}" in names
         assert {f"model_{number}", f"model_{number}_20_epochs"} & {
             folder.name for folder in RUNS if read(folder, "settings.json")["epochs"] == 20
         }
 
 
-def test_weights_lie_beside_every_run_but_the_large_network_s():
-    for folder in RUNS:
-        small = read(folder, "settings.json")["parameters"] < 3_000_000
-        assert (folder / "weights.pt").is_file() == small
+@every
+def test_a_run_keeps_what_is_used_and_one_is_whole(folder):
+    """Weights lie beside every run but the large network's."""
+    small = read(folder, "settings.json")["parameters"] < 3_000_000
+    wanted = KEPT if small else KEPT - {"weights.pt"}
+    if folder.name == WHOLE:
+        wanted = wanted | {"train.log", "summary.txt", *(f"{name}.png" for name in PICTURES)}
+    assert {path.name for path in folder.iterdir()} == wanted
 
 
 @every
-def test_log_results_and_readme_tell_the_same(folder):
+def test_log_and_results_tell_the_same(folder):
     results, settings = read(folder, "results.json"), read(folder, "settings.json")
-    with open(folder / "log.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = log_of(folder)
     assert results["completed"] is True
     assert len(rows) == results["epochs_done"] == results["epochs_asked"] == settings["epochs"]
     assert float(rows[-1]["test_acc"]) == results["final_accuracy"]
-    for name in ("curves", "confusion_matrix", "class_accuracy", "misclassified", "augmentations"):
-        assert (folder / f"{name}.png").is_file()
+    accuracies = [float(row["test_acc"]) for row in rows]
+    assert max(accuracies) == results["best_accuracy"]
+    assert accuracies.index(max(accuracies)) + 1 == results["best_epoch"]
 
 
-@every
-def test_the_readme_and_the_network_s_file_tell_the_runs_accuracy(folder):
-    """That of one run, or mean and deviation of those that differ in their seed alone."""
-    settings = read(folder, "settings.json")
-    same = ("network", "epochs", "recipe_name", "recipe")
-    alike = [
-        run for run in RUNS if all(read(run, "settings.json")[key] == settings[key] for key in same)
-    ]
-    first, *seeds = sorted(read(run, "settings.json")["seed"] for run in alike)
-    finals = [read(run, "results.json")["final_accuracy"] for run in alike]
-    accuracy = f"{statistics.mean(finals):.2f}"
-    if seeds:
-        accuracy += f" ± {statistics.stdev(finals):.2f}"
-    choice, epochs = compare.NETWORKS[settings["network"]], settings["epochs"]
-    published = " --recipe published" if settings["recipe_name"] == "published" else ""
-    flags = published + "".join(
-        f" --set {key}={value}" for key, value in settings["arguments"]["set"]
-    )
-    command = f"`python train.py --model {choice} --epochs {epochs} --seed {first}{flags}`"
-    if seeds:
-        command += f", seeds {', '.join(map(str, [first, *seeds]))}"
-    readme = (ROOT / "README.md").read_text()
-    line = next(line for line in readme.splitlines() if command in line and line.startswith("|"))
-    assert f"{accuracy} %" in line
-    file = choice if choice.endswith(".py") else f"model_{choice}.py"
-    code = " ".join((ROOT / file).read_text().split())  # wherever its lines break
-    assert f"{accuracy} % after {epochs} epochs{compare.changes(settings)}" in code
+def test_the_log_of_the_whole_run_is_its_table():
+    lines = (REFERENCE / WHOLE / "train.log").read_text().splitlines()
+    shown = [line for line in lines if line.startswith("Epoch")]
+    assert len(shown) == len(log_of(REFERENCE / WHOLE))
+    for line, row in zip(shown, log_of(REFERENCE / WHOLE), strict=True):
+        assert f"Test: {float(row['test_acc']):5.2f}%" in line
 
 
 @every
@@ -104,42 +127,14 @@ def test_the_recipe_is_the_committed_one(folder):
     assert settings["augmentation"] == recipe.augmentation(settings["epochs"])
 
 
-def test_the_log_in_the_readme_is_the_run_s():
-    readme = (ROOT / "README.md").read_text()
-    log = (ROOT / "output" / "reference" / "model_2_20_epochs" / "train.log").read_text()
-    for line in log.splitlines():
-        if line.startswith("Epoch"):
-            assert line in readme
-
-
-def test_speeds_in_readme_and_docs_are_the_bench_s():
-    """Every figure of their tables, as tools.bench saved it, to the last digit shown."""
-    benches = [
-        read(compare.REFERENCE / f"bench_model_{number}_cpu", "bench.json") for number in "123"
-    ]
-    texts = {
-        name: (ROOT / name).read_text().splitlines() for name in ("README.md", "docs/speed.md")
-    }
-
-    def row(beginning: str, name: str) -> list[str]:
-        line = next(line for line in texts[name] if line.startswith(f"| {beginning} |"))
-        return [cell.strip() for cell in line.split("|")[2:-1]]
-
-    for name in texts:
-        for way, title in WAYS.items():
-            cells = row(title, name)
-            for cell, bench in zip(cells, benches, strict=True):
-                speed = bench["images_per_second"][way]
-                assert f"{speed['median']:,.0f}" in cell
-                if way != "ours":
-                    assert f"{bench['times_faster'][way]['median']:.1f}x" in cell
-        cells = row("share of the matrix product's rate", name)
-        for cell, bench in zip(cells, benches, strict=True):
-            assert f"{bench['share_percent']['median']:.1f} %" in cell
-    for way, title in WAYS.items():
-        for cell, bench in zip(row(title, "docs/speed.md"), benches, strict=True):
-            speed = bench["images_per_second"][way]
-            assert f"{speed['min']:,.0f} to {speed['max']:,.0f}" in cell
+@every
+def test_runs_name_their_model_file_in_the_repository(folder):
+    settings = read(folder, "settings.json")
+    for name in (settings["model_file"], settings["arguments"]["model"]):
+        assert (ROOT / name).is_file()
+    for name in ("data_dir", "output_dir"):
+        assert not Path(settings["arguments"][name]).is_absolute()
+    assert settings["model_sha256"] == networks.code_digest(ROOT / settings["model_file"])
 
 
 def hits(network: torch.nn.Module, images: np.ndarray, labels: np.ndarray, settings: dict) -> int:
@@ -163,16 +158,23 @@ def test_weights_recognise_the_sample(folder, sample):
     assert abs(found - 200 * share) <= 4 * (200 * share * (1 - share)) ** 0.5
 
 
-@pytest.mark.parametrize("name", utils.PRETRAINED)
-def test_pretrained_networks_are_ready_for_inference(name, sample):
-    network, transform = utils.load_pretrained(name)
-    assert not network.training
-    tensors = torch.stack([transform(image=image)["image"] for image in sample.test_images])
+@pytest.mark.parametrize("name", FOR_USERS)
+def test_networks_that_come_along_are_ready_for_inference(name, sample):
+    trained = networks.load_trained(name)
+    assert not trained.network.training
+    tensors = torch.stack([trained.transform(image=image)["image"] for image in sample.test_images])
     with torch.inference_mode():
-        predictions = network(tensors).argmax(dim=1)
+        predictions = trained.network(tensors).argmax(dim=1)
     found = int((predictions == torch.from_numpy(sample.test_labels).long()).sum())
-    settings = read(ROOT / "output" / "reference" / name, "settings.json")
-    assert found == hits(network, sample.test_images, sample.test_labels, settings)
+    settings = read(REFERENCE / name, "settings.json")
+    assert found == hits(trained.network, sample.test_images, sample.test_labels, settings)
+
+
+def test_the_committed_comparison_is_of_the_committed_runs(capsys, tmp_path):
+    status, _, error = call_main(compare.main, capsys, ["--output-dir", tmp_path])
+    assert status == 0, error
+    (written,) = tmp_path.glob("*/compare.md")
+    assert written.read_text() == (REFERENCE / "compare" / "compare.md").read_text()
 
 
 def test_no_tracked_file_holds_a_path_of_somebody_s_machine():
@@ -186,11 +188,323 @@ def test_no_tracked_file_holds_a_path_of_somebody_s_machine():
     assert found.stdout == ""
 
 
+# ---------------------------------------------------------------- the figures of the pages
+
+
+def alike(settings: dict) -> list[Path]:
+    """The runs that differ from this one in their seed at most, by their seeds."""
+    same = ("network", "epochs", "recipe_name", "recipe")
+    found = [
+        run for run in RUNS if all(read(run, "settings.json")[key] == settings[key] for key in same)
+    ]
+    return sorted(found, key=lambda run: read(run, "settings.json")["seed"])
+
+
+def accuracy_of(folders: list[Path]) -> str:
+    """That of one run, or mean and deviation of those that differ in their seed alone."""
+    finals = [read(run, "results.json")["final_accuracy"] for run in folders]
+    spread = f" ± {statistics.stdev(finals):.2f}" if len(finals) > 1 else ""
+    return f"{statistics.mean(finals):.2f}{spread} %"
+
+
 @every
-def test_runs_name_their_model_file_in_the_repository(folder):
+def test_results_and_the_network_s_file_tell_the_runs_accuracy(folder):
     settings = read(folder, "settings.json")
-    for name in (settings["model_file"], settings["arguments"]["model"]):
-        assert (ROOT / name).is_file()
-    for name in ("data_dir", "output_dir"):
-        assert not Path(settings["arguments"][name]).is_absolute()
-    assert settings["model_sha256"] == networks.code_digest(ROOT / settings["model_file"])
+    folders = alike(settings)
+    first, *seeds = [read(run, "settings.json")["seed"] for run in folders]
+    results = [read(run, "results.json") for run in folders]
+    accuracy, epochs = accuracy_of(folders), settings["epochs"]
+    published = " --recipe published" if settings["recipe_name"] == "published" else ""
+    flags = published + "".join(
+        f" --set {key}={value}" for key, value in settings["arguments"]["set"]
+    )
+    choice = choice_of(settings)
+    command = f"`python train.py --model {choice} --epochs {epochs} --seed {first}{flags}`"
+    if seeds:
+        command += f", seeds {', '.join(map(str, [first, *seeds]))}"
+    row = cells("docs/results.md", "", holding=f"{command} |")
+    assert f"**{accuracy}**" in row or accuracy in row
+    assert str(epochs) in row
+    minutes = [f"{each['total_seconds'] / 60:.0f}" for each in results]
+    assert f"{', '.join(minutes)} min" in row
+    if choice.endswith(".py"):
+        assert f"{results[0]['train_accuracy']:.1f} %" in row
+    else:
+        assert ", ".join(str(each["target_reached_at"]) for each in results) in row
+    taught = settings.get("teacher")
+    changed = f", distilled from {taught['network']}" if taught else ""
+    code = " ".join((ROOT / settings["model_file"]).read_text().split())  # wherever lines break
+    assert f"{accuracy} after {epochs} epochs{changed}" in code
+
+
+@every
+def test_results_tell_a_best_epoch_that_was_not_the_last_and_the_hardware(folder):
+    results, settings = read(folder, "results.json"), read(folder, "settings.json")
+    if results["best_epoch"] != results["epochs_done"]:
+        best = f"{results['best_accuracy']:.2f} % at epoch {results['best_epoch']}"
+        assert best in " ".join(text("docs/results.md").split())
+    processor = "Intel Xeon" if settings["recipe_name"] == "published" else "AMD EPYC"
+    assert settings["device"] == f"cpu ({processor}, 1 threads)"
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [run for run in RUNS if read(run, "settings.json")["recipe_name"] == "published"],
+    ids=lambda run: run.name,
+)
+def test_published_recipes_here(folder):
+    results = read(folder, "results.json")
+    number = choice_of(read(folder, "settings.json"))
+    row = cells("docs/results.md", f"model {number} | 8")
+    assert row[1] == f"{results['final_accuracy']:.2f} %"
+    assert row[3] == str(results["target_reached_at"])
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        run
+        for run in RUNS
+        if run.name.startswith("model_") and read(run, "settings.json")["recipe_name"] == "tuned"
+    ],
+    ids=lambda run: run.name,
+)
+def test_recipes_table_of_reference_runs(folder):
+    results, settings = read(folder, "results.json"), read(folder, "settings.json")
+    number, commit = choice_of(settings), settings["git_commit"][:7]
+    figures = f"| {results['train_accuracy']:.2f} | {results['final_accuracy']:.2f} | {commit} |"
+    row = cells("docs/recipes.md", f"{number} | {settings['epochs']} |", holding=figures)
+    recipe = settings["recipe"]
+    assert row[1] == f"{recipe['lr']:g}, {recipe['other_lr']:g}"
+
+
+def span(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
+
+
+def test_the_log_in_results_is_the_run_s():
+    folder = REFERENCE / "model_2_20_epochs"
+    rows = [{key: float(value) for key, value in row.items()} for row in log_of(folder)]
+    page, best, passed, reached = text("docs/results.md").splitlines(), 0.0, 0.0, False
+    for number, row in enumerate(rows, 1):
+        seconds = row["train_seconds"] + row["test_seconds"]
+        passed += seconds
+        line = (
+            f"Epoch [{number:2d}/20] - Train: {row['train_acc']:.2f}% | "
+            f"Test: {row['test_acc']:.2f}% | loss {row['train_loss']:.3f}/{row['test_loss']:.3f} | "
+            f"lr {row['lr']:.4f} | {seconds:.1f}s"
+        )
+        if number < 20:
+            line += f" | {span(passed / number * (20 - number))} left"
+        if row["test_acc"] > best:
+            best = row["test_acc"]
+            line += " | best so far"
+        if not reached and row["test_acc"] >= 85:
+            reached = True
+            line += " | target 85% reached"
+        assert line in page
+    results = read(folder, "results.json")
+    for figures in (
+        f"{results['final_accuracy']:.2f} %  (epoch 20, last.pt)",
+        f"{results['best_accuracy']:.2f} %  (epoch {results['best_epoch']}, best.pt",
+        f"reached at epoch {results['target_reached_at']}",
+        f"{results['gap_points']:+.2f} points",
+        f"{span(results['total_seconds'])}  (training {span(results['train_seconds'])}, "
+        f"evaluation {span(results['test_seconds'])})",
+    ):
+        assert figures in text("docs/results.md")
+
+
+BENCHES = [read(REFERENCE / f"bench_model_{number}_cpu", "bench.json") for number in "123"]
+
+
+def ranged(values: dict, form: str, unit: str = "") -> str:
+    """As the tables show a median, and the least and the greatest."""
+    median, least, most = (format(values[key], form) for key in ("median", "min", "max"))
+    return f"{median}{unit} ({least} to {most})"
+
+
+@pytest.mark.parametrize("column", [0, 1, 2])
+def test_speeds_in_docs_are_the_bench_s(column):
+    """Every figure of the tables, as tools.bench saved it, to the last digit shown."""
+    bench, transform = BENCHES[column], BENCHES[column]["transform"]
+    wanted = {}
+    for way, title in WAYS.items():
+        wanted[title] = ranged(bench["images_per_second"][way], ",.0f")
+        if way != "ours":
+            wanted[title] += ", " + ranged(bench["times_faster"][way], ".1f", "x")
+    wanted |= {
+        "MFLOP an image, forward and backward": f"{bench['mflop_per_image']:.0f}",
+        "product of 2048x2048 matrices, GFLOP/s": ranged(bench["matmul_gflops"], ",.0f"),
+        "share of the matrix product's rate": ranged(bench["share_percent"], ".1f", " %"),
+        "Albumentations, p=1": ranged(transform["p=1"]["albumentations"], ".1f"),
+        "batched, p=1": ranged(transform["p=1"]["batched"], ".1f"),
+        "Albumentations, own p": ranged(transform["own p"]["albumentations"], ".1f"),
+        "batched, own p": ranged(transform["own p"]["batched"], ".1f"),
+    }
+    for beginning, cell in wanted.items():
+        assert cells("docs/speed.md", f"{beginning} |")[column] == cell
+
+
+def minutes_of(number: int, way: str, epochs: int) -> float:
+    return epochs * 50_000 / BENCHES[number - 1]["images_per_second"][way]["median"] / 60
+
+
+@pytest.mark.parametrize(("number", "epochs"), [(1, 6), (2, 10), (3, 12)])
+def test_minutes_to_85_are_the_runs_epochs_at_the_bench_s_speed(number, epochs):
+    run = REFERENCE / f"model_{number}_{epochs}_epochs"
+    row = cells("docs/speed.md", f"model {number} |", holding="min |")
+    reached = read(run, "results.json")["target_reached_at"]
+    if number == 2:
+        published = read(REFERENCE / "model_2_published", "results.json")["target_reached_at"]
+        assert row[0] == str(published)
+    usual = minutes_of(number, "usual", int(row[0].split()[0]))
+    ours = minutes_of(number, "ours", reached)
+    assert [row[1], *row[3:]] == [
+        f"{usual:.0f} min", str(reached), f"{ours:.1f} min", f"{usual / ours:.0f}x",
+    ]  # fmt: skip
+    if number == 2:
+        told = {
+            "README.md": f"reaches 85 % in {ours:.1f} minutes, by its published recipe written "
+            f"the usual way in {usual:.0f}:",
+            "docs/speed.md": f"takes {usual:.0f} minutes of training to 85 %, ours {ours:.1f}.",
+        }
+        for page, sentence in told.items():
+            assert sentence in " ".join(text(page).split())
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_the_readme_s_table_is_the_runs_and_the_bench_s(number):
+    settings = read(REFERENCE / f"model_{number}", "settings.json")
+    epochs, speed = settings["epochs"], BENCHES[number - 1]["images_per_second"]["ours"]["median"]
+    minutes = f"{minutes_of(number, 'ours', epochs):.0f}"
+    accuracy = accuracy_of(alike(settings))
+    parameters = f"{settings['parameters']:,}"
+    row = cells("README.md", f"model {number}: ")
+    assert row == [parameters, f"**{accuracy}** at {epochs} epochs", minutes]
+    assert cells("docs/results.md", f"`CNN_Model_{number}` |")[0] == parameters
+    row = cells("docs/results.md", f"model {number} | {epochs} |")
+    assert row == [str(epochs), f"{speed:,.0f}", minutes]
+
+
+def test_the_readme_tells_how_long_the_runs_took():
+    taken = []
+    for number in (1, 2, 3):
+        folders = alike(read(REFERENCE / f"model_{number}", "settings.json"))
+        minutes = sorted(read(run, "results.json")["total_seconds"] / 60 for run in folders)
+        least, most = f"{minutes[0]:.0f}", f"{minutes[-1]:.0f}"
+        taken.append(least if len(minutes) == 1 else f"{least} to {most}")
+    sentence = f"took {taken[0]}, {taken[1]} and {taken[2]} on one core"
+    assert sentence in " ".join(text("README.md").split())
+
+
+def test_near_duplicates_are_those_of_the_report():
+    report = " ".join((REFERENCE / "explore" / "report.md").read_text().split())
+    page = " ".join(text("docs/tools.md").split())
+    count, share = re.search(r"(\d+) of the 10,000 test images \(([\d.]+) %\)", page).groups()
+    assert f"- {count} ({share}%) have a training image, or a mirrored one" in report
+    assert "- 0 of 10,000 are there byte for byte" in report
+
+
+# ---------------------------------------------------------------- the pages themselves
+
+
+def test_the_readme_takes_five_minutes():
+    readme = text("README.md")
+    assert len(readme.split()) <= 1000
+    assert max(map(len, readme.splitlines())) < 100
+    assert readme.count("![") <= 4
+
+
+@each_page
+def test_lines_are_short(page):
+    """But where they cannot be wrapped: tables, pictures, a training's own lines."""
+    fixed = ("|", "![", "Epoch [")
+    long = [line for line in text(page).splitlines() if len(line) > 100]
+    assert [line for line in long if not line.startswith(fixed)] == []
+
+
+@each_page
+def test_links_and_pictures_are_there(page):
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", text(page))
+    local = [target for target in targets if not target.startswith("http")]
+    assert [name for name in local if not (ROOT / page).parent.joinpath(name).exists()] == []
+
+
+def test_every_page_is_linked_from_the_readme():
+    assert [page for page in PAGES[1:] if f"]({page})" not in text("README.md")] == []
+
+
+def commands(page: str) -> list[list[str]]:
+    """What follows "python" in the code of a page, in words."""
+    code = text(page).replace("\\\n", " ")
+    lines = re.findall(r"^(?: {4}|)(?:.*&& )?python (.*)$", code, re.MULTILINE)
+    prose = re.sub(r"^```.*?^```$", "", code, flags=re.MULTILINE | re.DOTALL)
+    spans = re.findall(r"`python ([^`]*)`", " ".join(prose.split()))
+    return [shlex.split(line, comments=True) for line in [*lines, *spans]]
+
+
+def test_commands_are_found():
+    assert ["train.py", "--resume"] in commands("README.md")
+    assert ["-m", "tools.predict", "cat.jpg"] in commands("README.md")
+    assert ["train.py"] in commands("README.md")
+    assert len(commands("docs/results.md")) > 15
+
+
+@each_page
+def test_commands_name_files_and_flags_that_exist(page):
+    for words in commands(page):
+        module = words[1] if words[0] == "-m" else words[0].removesuffix(".py")
+        if module in ("tools.", "tools.NAME"):  # one of them
+            continue
+        program = ROOT / f"{module.replace('.', '/')}.py"
+        assert program.is_file(), words
+        flags = [word for word in words if word.startswith("--")]
+        known = program.read_text() + (ROOT / "cli.py").read_text()
+        assert [flag for flag in flags if f'"{flag}"' not in known + '"--help"'] == [], words
+        values = [word.rpartition("=")[2] for word in words]
+        paths = [word for word in values if word.startswith(("output/reference/", "baselines/"))]
+        # What is written is not there yet, and what was published is.
+        assert [path for path in paths if not (ROOT / path).exists()] == [], words
+
+
+def test_every_tool_is_in_the_table():
+    for path in (ROOT / "tools").glob("*.py"):
+        if '__name__ == "__main__"' in path.read_text():
+            assert re.search(rf"^\| .*`{path.stem}\b", text("docs/tools.md"), re.MULTILINE), path
+
+
+def test_every_room_is_in_the_table():
+    named = set(re.findall(r"^\| (`.*?`) \|", text("docs/code.md"), re.MULTILINE))
+    named = {name.strip("`") for cell in named for name in cell.split(", ")}
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    rooms = [*ROOT.glob("*.py"), *(ROOT / "fast").glob("[!_]*.py")]
+    assert {str(path.relative_to(ROOT)) for path in rooms} - named == set()
+
+
+def test_the_code_to_read_first_is_as_short_as_the_readme_says():
+    readme = text("README.md")
+    files = re.findall(r"^\d\. \[(\w+\.py)\]", readme, re.MULTILINE)
+    assert files[:2] == ["model_2.py", "train.py"]
+    most = int(re.search(r"at most ([\d,]+) lines", readme)[1].replace(",", ""))
+    assert sum(len((ROOT / name).read_text().splitlines()) for name in files) <= most
+
+
+def code_block(page: str) -> str:
+    return re.search(r"^```python\n(.*?)^```$", text(page), re.MULTILINE | re.DOTALL)[1]
+
+
+def test_the_readme_s_code_runs(sample):
+    names = {"image": sample.test_images[0]}
+    exec(code_block("README.md"), names)
+    assert names["logits"].shape == (1, 10)
+
+
+def test_the_accuracy_without_our_loops(sample, monkeypatch, capsys):
+    monkeypatch.setattr(cifar10, "load_cifar10", lambda _: sample)
+    monkeypatch.chdir(ROOT)
+    names: dict = {}
+    exec(code_block("docs/results.md"), names)
+    found = hits(names["model"], sample.test_images, sample.test_labels, names["settings"])
+    assert capsys.readouterr().out == f"{found / 2:.2f} %\n"
