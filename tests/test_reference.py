@@ -17,6 +17,7 @@ import torch
 import cifar10
 import networks
 import recipes
+from support import provenance
 from tests.conftest import call_main
 from tools import compare
 
@@ -120,7 +121,7 @@ def test_the_log_of_the_whole_run_is_its_table():
 def test_the_recipe_is_the_committed_one(folder):
     settings = read(folder, "settings.json")
     network = network_of(settings)
-    recipe = recipes.Recipe.from_dict(settings["recipe"])
+    recipe = recipes.Recipe.read(settings["recipe"])
     committed = network.published if settings["recipe_name"] == "published" else network.recipe
     assert recipe == replace(committed, **dict(settings["arguments"]["set"]))
     assert settings["parameters"] == network.parameters
@@ -134,7 +135,7 @@ def test_runs_name_their_model_file_in_the_repository(folder):
         assert (ROOT / name).is_file()
     for name in ("data_dir", "output_dir"):
         assert not Path(settings["arguments"][name]).is_absolute()
-    assert settings["model_sha256"] == networks.code_digest(ROOT / settings["model_file"])
+    assert settings["model_sha256"] == provenance.code_digest(ROOT / settings["model_file"])
 
 
 def hits(network: torch.nn.Module, images: np.ndarray, labels: np.ndarray, settings: dict) -> int:
