@@ -6,8 +6,8 @@
     python -m tools.evaluate RUN --split val                       # what a --val-split run held out
     python -m tools.evaluate RUN --images FOLDER                   # FOLDER/class/*.png|jpg
 
-All in float32. The accuracy is without test-time augmentation; with it stands apart. Pictures, the
-classification report and evaluation.json go to a folder of their own in --output-dir.
+All in float32; what --tta finds stands apart. Pictures, the classification report and
+evaluation.json go to a folder of their own in --output-dir.
 """
 
 import argparse
@@ -60,22 +60,19 @@ def transform_of(trained: networks.Trained, data_dir: str) -> object:
 
 
 def answers_of(
-    trained: networks.Trained,
-    images: np.ndarray,
-    labels: np.ndarray,
-    transform: object,
-    device: torch.device,
+    trained: networks.Trained, images: np.ndarray, labels: np.ndarray, args: argparse.Namespace
 ) -> np.ndarray:
     """The log-probability of each class, float32 (N, 10).
 
     Raises:
         utils.DivergedError: the network answers with NaN.
     """
+    device, transform = utils.pick_device(args.device), transform_of(trained, args.data_dir)
     exact = trained.source.precision(device)._replace(dtype=torch.float32)
     where = {"device": device, "precision": exact}
     loader = utils.make_loader(images, labels, transform, utils.TEST_BATCH, shuffle=False, **where)
     network = trained.network.to(device, memory_format=exact.memory_format)
-    return utils.test(network, loader, **where).logits.log_softmax(dim=1).numpy()
+    return utils.test(network, loader, **where).logits.log_softmax(dim=1).clamp(max=0).numpy()
 
 
 def report(answers: np.ndarray, labels: np.ndarray, **options: object) -> str | dict:
@@ -91,7 +88,10 @@ def calibration_error(sure: np.ndarray, right: np.ndarray) -> float:
 
 
 def figures(answers: np.ndarray, labels: np.ndarray) -> dict:
-    """Loss in nats, top-k and calibration in percent, rows of `report`; of answers (N, 10)."""
+    """Loss in nats, top-k and calibration in percent, and the rows of `report`.
+
+    Of log-probabilities, float32 (N, 10), and labels, int (N,).
+    """
     table = report(answers, labels, output_dict=True)
     top = [metrics.top_k_accuracy_score(labels, answers, k=k, labels=LABELS) for k in (1, 3, 5)]
     error = calibration_error(np.exp(answers.max(axis=1)), answers.argmax(axis=1) == labels)
@@ -129,7 +129,7 @@ def reliability(sure: np.ndarray, right: np.ndarray, title: str) -> bytes:
     accuracy, confidence = calibration.calibration_curve(right, sure, n_bins=BINS)
     top.plot([0, 1], [0, 100], "k--", label="as right as it is sure")
     top.plot(confidence, 100 * accuracy, "o-", color=plots.TEST, label="mean of a bin")
-    top.set(ylabel="accuracy (%)", ylim=(0, 100))
+    top.set_ylabel("accuracy (%)")
     top.legend(loc="upper left")
     bottom.hist(sure, BINS, range=(0, 1), weights=np.full_like(sure, 100 / len(sure)), ec="white")
     bottom.set(xlabel="confidence", ylabel="images (%)", xlim=(0, 1))
@@ -145,9 +145,9 @@ def draw(
     sure, predictions = np.exp(answers.max(axis=1)), answers.argmax(axis=1)
     right, by_confidence = predictions == labels, np.argsort(-sure, kind="stable")
     matrix = metrics.confusion_matrix(labels, predictions, labels=LABELS)
-    of_all = f"{title}: {results['top1']:.2f} % correct"
+    correct = f"{title}: {results['top1']:.2f} % correct"
     drawn = {
-        "confusion_matrix.png": plots.confusion_matrix(matrix, cifar10.CLASSES, of_all),
+        "confusion_matrix.png": plots.confusion_matrix(matrix, cifar10.CLASSES, correct),
         "class_metrics.png": class_metrics(results["classes"], title),
         "calibration.png": reliability(sure, right, title),
     }
@@ -162,23 +162,22 @@ def draw(
 def evaluate(args: argparse.Namespace) -> None:
     """Does what the command line asks for."""
     trained = networks.load_trained(args.weights, args.model)
-    device = utils.pick_device(args.device)
+    device = utils.describe(utils.pick_device(args.device))
     name, images, labels = images_of(args, trained)
-    transform = transform_of(trained, args.data_dir)
-    answers = answers_of(trained, images, labels, transform, device)
+    answers = answers_of(trained, images, labels, args)
     results = {"weights": str(trained.file), "of": name, **figures(answers, labels)}
     hits = int((answers.argmax(axis=1) == labels).sum())
     with runs.Run.create(args.output_dir, f"evaluate-{trained.name}") as run:
         run.log(
             f"{trained.name}, {trained.file}: {results['top1']:.2f} % of the {name} "
-            f"({hits:,} of {len(labels):,}), float32 on {utils.describe(device)}\n"
+            f"({hits:,} of {len(labels):,}), float32 on {device}\n"
             f"top-3 {results['top3']:.2f} %, top-5 {results['top5']:.2f} %, loss "
             f"{results['loss']:.4f}, calibration error "
             f"{results['expected_calibration_error']:.2f} %"
         )
         if args.tta:
             mirrored = np.ascontiguousarray(images[:, :, ::-1])
-            both = answers + answers_of(trained, mirrored, labels, transform, device)
+            both = answers + answers_of(trained, mirrored, labels, args)
             results["top1_with_flip"] = 100 * float((both.argmax(axis=1) == labels).mean())
             run.log(f"with flip test-time augmentation {results['top1_with_flip']:.2f} %")
         table = report(answers, labels)

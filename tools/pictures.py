@@ -41,8 +41,7 @@ def read_picture(path: Path) -> np.ndarray:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits or of floats as 8 bits (Pillow's `convert` would cut it off at 255).
 
-    White is 65535; of floats 1, or 255 if some are above 1. Where there are values beyond that, the
-    largest is taken for white; the smallest, if negative, for black.
+    White is 65535, of floats 1 or 255, else the largest value; black is 0, or a value below it.
     """
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
