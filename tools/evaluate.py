@@ -130,7 +130,7 @@ def reliability(sure: np.ndarray, right: np.ndarray, title: str) -> bytes:
     top.plot([0, 1], [0, 100], "k--", label="as right as it is sure")
     top.plot(confidence, 100 * accuracy, "o-", color=plots.TEST, label="mean of a bin")
     top.set_ylabel("accuracy (%)")
-    top.legend(loc="upper left")
+    top.legend(loc="lower right")
     bottom.hist(sure, BINS, range=(0, 1), weights=np.full_like(sure, 100 / len(sure)), ec="white")
     bottom.set(xlabel="confidence", ylabel="images (%)", xlim=(0, 1))
     for axes in (top, bottom):
