@@ -77,6 +77,30 @@ def test_a_run_is_evaluated_with_its_own_stats(run, sample, capsys, tmp_path):
     assert results["top1_with_flip"] == both / 2
 
 
+def test_the_curve_of_the_calibration_and_the_bars_of_the_classes(monkeypatch):
+    """In two bins: 4 answers of 40 %, 1 of them right, and 6 of 90 %, 3 of them right."""
+    drawn = []
+    monkeypatch.setattr(evaluate.plots, "png", lambda figure: drawn.append(figure) or b"")
+    sure = np.array([0.41] * 4 + [0.9] * 6, dtype=np.float32)
+    evaluate.reliability(sure, np.array([1, 0, 0, 0, 1, 1, 1, 0, 0, 0], dtype=bool), "x")
+    top, bottom = drawn[0].axes
+    np.testing.assert_allclose(top.lines[1].get_xydata(), [(0.41, 25), (0.9, 50)], rtol=1e-6)
+    heights = {round(15 * b.get_x()): b.get_height() for b in bottom.patches if b.get_height()}
+    assert heights == pytest.approx({6: 40, 13: 60})
+    rows = {"cat": {"precision": 0.5, "recall": 0.25, "f1-score": 0.1, "support": 4}}
+    evaluate.class_metrics(rows | {"dog": dict.fromkeys(rows["cat"], 1)}, "x")
+    heights = [bar.get_height() for bar in drawn[1].axes[0].patches]
+    assert heights == pytest.approx([50, 100, 25, 100, 10, 100])
+
+
+def test_weights_that_answer_with_no_number_are_one_line(run, capsys):
+    weights = {name: value * torch.nan for name, value in CNN_Model_2().state_dict().items()}
+    torch.save(weights, run / "weights.pt")
+    status, _, error = call(evaluate, capsys, run, "--device", "cpu")
+    assert (status, error.count("\n")) == (1, 1)
+    assert "the loss became nan" in error
+
+
 def test_bare_weights_need_the_network_and_take_the_stats_of_the_training_set(
     run, sample, capsys, tmp_path
 ):
@@ -101,7 +125,8 @@ def test_figures_by_hand():
     for row, ranking in enumerate(([0], [1, 0], [1], [5, 6, 7, 2], [3])):
         for place, label in enumerate(ranking):
             logits[row, label] = 9.0 - place
-    found = evaluate.figures(logits, labels)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    found = evaluate.figures(np.log(probabilities), labels)
     assert (found["top1"], found["top3"], found["top5"]) == pytest.approx((60, 80, 100))
     airplane, automobile = found["classes"]["airplane"], found["classes"]["automobile"]
     assert (airplane["precision"], airplane["recall"], airplane["support"]) == (1.0, 0.5, 2)
@@ -109,40 +134,42 @@ def test_figures_by_hand():
     assert automobile["f1-score"] == pytest.approx(2 / 3)
     assert found["macro"]["recall"] == pytest.approx((0.5 + 1 + 0 + 1) / 10)
     assert found["weighted"]["recall"] == pytest.approx(0.6)
-    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert found["loss"] == pytest.approx(-np.log(probabilities[range(5), labels]).mean(), rel=1e-5)
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    right = probabilities.argmax(axis=1) == labels
+    return evaluate.calibration_error(probabilities.max(axis=1), right)
 
 
 def test_calibration_against_a_loop():
     draw = np.random.default_rng(0)
     probabilities = draw.dirichlet(np.full(10, 0.3), 2000)
-    labels = draw.integers(0, 10, 2000)
-    found = evaluate.calibration(probabilities, labels, bins=10)
+    # Right in two of three, however sure: too sure in some bins, not sure enough in others.
+    labels = (probabilities.argmax(axis=1) + (draw.random(2000) > 2 / 3)) % 10
     error = 0.0
-    for number in range(10):
+    for number in range(15):
         inside = [
             (row.max(), row.argmax() == label)
             for row, label in zip(probabilities, labels, strict=True)
-            if number / 10 <= row.max() < (number + 1) / 10
+            if number / 15 <= row.max() < (number + 1) / 15
         ]
-        assert found.share[number] == pytest.approx(len(inside) / 2000)
         if inside:
-            sure = sum(each[0] for each in inside) / len(inside)
-            right = sum(each[1] for each in inside) / len(inside)
-            assert (found.confidence[number], found.accuracy[number]) == pytest.approx(
-                (sure, right)
-            )
+            sure, right = np.mean(inside, axis=0)
             error += len(inside) / 2000 * abs(sure - right)
-    assert found.error == pytest.approx(error)
+    assert error > 0.1
+    assert calibration_error(probabilities, labels) == pytest.approx(error)
+    found = evaluate.figures(np.log(probabilities), labels)
+    assert found["expected_calibration_error"] == pytest.approx(100 * error)
 
 
 def test_answers_as_often_right_as_they_are_sure_are_calibrated():
     draw = np.random.default_rng(1)
     probabilities = draw.dirichlet(np.full(10, 0.5), 100_000)
     drawn = (probabilities.cumsum(axis=1) > draw.random((100_000, 1))).argmax(axis=1)
-    assert evaluate.calibration(probabilities, drawn).error < 0.005
+    assert calibration_error(probabilities, drawn) < 0.005
     certain = np.eye(10)[np.zeros(1000, dtype=int)]
-    assert evaluate.calibration(certain, np.arange(1000) % 10).error == pytest.approx(0.9)
+    assert calibration_error(certain, np.arange(1000) % 10) == pytest.approx(0.9)
 
 
 def test_held_out_images_of_a_run(run, sample, capsys, tmp_path):

@@ -1,6 +1,7 @@
 """tools.find_lr on a problem whose answer is known, and as a command."""
 
 import csv
+import math
 
 import numpy as np
 import pytest
@@ -41,81 +42,83 @@ def loader(sample) -> utils.Loader:
     )  # fmt: skip
 
 
-def points_of(sample, curvature: float, values: np.ndarray) -> list[find_lr.Point]:
+def rows_of(sample, curvature: float, rates: np.ndarray) -> np.ndarray:
+    model = Slope()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return find_lr.range_test(
-        Slope(), loader(sample), bowl(curvature),
-        lambda model: torch.optim.SGD(model.parameters(), lr=0.1), values, CPU, FULL,
+        model, optimizer, loader(sample), bowl(curvature), rates, CPU, FULL
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("curvature", [0.5, 1.0, 40.0])
 def test_a_bowl_diverges_at_two_over_its_curvature(curvature, sample):
     """w <- (1 - lr k) w: it shrinks below lr = 2/k, fastest at 1/k, and grows above."""
-    values = find_lr.rates(0.013 / curvature, 37 / curvature, 120, "exponential")
-    points = points_of(sample, curvature, values)
-    lowest = min(points, key=lambda point: point.loss)
-    assert 1 / curvature < lowest.lr
-    assert points[-1].lr < values[-1]  # it noticed the divergence and stopped
-    assert 2 / curvature < points[-1].lr
-    assert 0.013 / curvature < find_lr.suggestion(points) < 1 / curvature
+    rates = np.geomspace(0.013 / curvature, 37 / curvature, 120)
+    rows = rows_of(sample, curvature, rates)
+    lowest = rows[rows[:, 1].argmin(), 0]
+    assert 1 / curvature < lowest
+    assert 2 / curvature < rows[-1, 0] < rates[-1]  # it noticed the divergence and stopped
+    assert 0.013 / curvature < find_lr.suggestion(rows) < 1 / curvature
 
 
 def test_the_suggestion_scales_with_the_curvature(sample):
     """Gradient descent on k/2 w^2 with the rate lr/k takes the same path for every k."""
     first, other = (
-        find_lr.suggestion(
-            points_of(sample, k, find_lr.rates(1e-4 / k, 10 / k, 300, "exponential"))
-        )
+        find_lr.suggestion(rows_of(sample, k, np.geomspace(1e-4 / k, 10 / k, 300)))
         for k in (1.0, 64.0)
     )
     assert other * 64 == pytest.approx(first)
 
 
 def test_the_running_mean_is_numpys(sample):
-    values = find_lr.rates(1e-3, 1e-2, 30, "linear")
-    np.testing.assert_allclose(np.diff(values), 9e-3 / 29)
-    points = points_of(sample, 2.0, values)
-    raw = np.concatenate([[1.0], np.cumprod(1 - 2.0 * values)[:-1]]) ** 2
-    for step, point in enumerate(points, 1):
+    rates = np.linspace(1e-3, 1e-2, 30)
+    rows = rows_of(sample, 2.0, rates)
+    np.testing.assert_array_equal(rows[:, 0], rates)
+    raw = np.concatenate([[1.0], np.cumprod(1 - 2.0 * rates)[:-1]]) ** 2
+    for step, loss in enumerate(rows[:, 1], 1):
         weights = 0.95 ** np.arange(step)[::-1]
-        assert point.loss == pytest.approx(np.average(raw[:step], weights=weights), rel=1e-4)
+        assert loss == pytest.approx(np.average(raw[:step], weights=weights), rel=1e-4)
 
 
-def test_the_model_and_its_groups_rates(sample):
+def test_a_loss_that_is_no_number_ends_the_test(sample):
+    rows = rows_of(sample, 1.0, np.array([0.1, 0.1, 1e30, 1e30, 0.1, 0.1]))
+    assert len(rows) == 3
+    assert np.isfinite(rows).all()
+    assert rows_of(sample, math.nan, np.full(20, 0.1)).shape == (0, 3)
+    with pytest.raises(find_lr.cli.UsageError, match="the loss never fell"):
+        find_lr.suggestion(np.empty((0, 3)))
+
+
+def test_all_groups_rates_rise_in_proportion(sample):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(3600, 10))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
     recipe = recipes.Recipe("muon", 0.04, 0.0, "onecycle", 4, 85.0, 60, other_lr=0.08)
-    made = []
-
-    def optimizer_of(copied: nn.Module) -> torch.optim.Optimizer:
-        made.append(recipes.make_optimizer(copied, recipe))
-        return made[0]
-
-    values = find_lr.rates(0.01, 0.02, 20, "linear")
-    find_lr.range_test(
-        model, loader(sample), nn.CrossEntropyLoss(), optimizer_of, values, CPU, FULL
+    optimizer = recipes.make_optimizer(model, recipe)
+    rates = np.linspace(0.01, 0.02, 20)
+    rows = find_lr.range_test(
+        model, optimizer, loader(sample), nn.CrossEntropyLoss(), rates, CPU, FULL
     )
-    for name, value in model.state_dict().items():
-        assert torch.equal(before[name], value)
-    assert [group["lr"] for group in made[0].param_groups] == pytest.approx([0.02, 0.04, 0.04])
+    np.testing.assert_array_equal(rows[:, 0], rates)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02, 0.04, 0.04])
 
 
 def test_a_loss_that_never_falls_has_no_suggestion():
-    points = [find_lr.Point(0.1 * step, 1.0 + step, 10.0) for step in range(1, 40)]
+    rows = np.array([(0.1 * step, 1.0 + step, 10.0) for step in range(1, 40)])
     with pytest.raises(find_lr.cli.UsageError, match="the loss never fell"):
-        find_lr.suggestion(points)
+        find_lr.suggestion(rows)
 
 
 def call(capsys, *arguments: object) -> tuple[int, str, str]:
     return call_main(find_lr.main, capsys, arguments)
 
 
-def test_the_command_writes_picture_and_table(capsys, tmp_path):
+@pytest.mark.parametrize("shape", ["exponential", "linear"])
+def test_the_command_writes_picture_and_table(shape, capsys, tmp_path):
     (tmp_path / "small.py").write_text(torture.NETWORK)
     output = tmp_path / "out"
     status, out, error = call(
-        capsys, "--dry-run", "--model", tmp_path / "small.py", "--steps", 40, "--output-dir", output
-    )
+        capsys, "--dry-run", "--model", tmp_path / "small.py", "--steps", 40, "--shape", shape,
+        "--output-dir", output,
+    )  # fmt: skip
     assert status == 0, error
     assert "The loss falls fastest at " in out
     (folder,) = output.iterdir()
@@ -123,7 +126,10 @@ def test_the_command_writes_picture_and_table(capsys, tmp_path):
     with open(folder / "find_lr.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert 20 <= len(rows) <= 40
-    assert float(rows[0]["lr"]) == pytest.approx(1e-4)
+    assert list(rows[0]) == ["lr", "loss", "accuracy"]
+    rates = np.array([float(row["lr"]) for row in rows])
+    wanted = {"exponential": np.geomspace, "linear": np.linspace}[shape](1e-4, 10, 40)
+    np.testing.assert_allclose(rates, wanted[: len(rates)])
 
 
 def test_refusals(capsys):

@@ -10,15 +10,14 @@ knows nothing of the long descent that follows a peak. Written are PNG and CSV; 
 """
 
 import argparse
-import copy
+import itertools
 import math
-import sys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 
 import cli
 import networks
@@ -30,91 +29,122 @@ import utils
 SMOOTHING = 0.05  # weight of the newest step in the running mean
 DIVERGED = 4.0  # times the lowest smoothed loss: nothing more is to be learnt after it
 SKIPPED = 0.1  # share of the steps at the start, where the running mean still settles
-
-
-class Point(NamedTuple):
-    """A step of the test: loss in nats, accuracy in percent, both smoothed."""
-
-    lr: float
-    loss: float
-    accuracy: float
-
-
-def rates(low: float, high: float, steps: int, shape: str) -> np.ndarray:
-    """The learning rate of each step, float64 (steps,): "exponential" or "linear"."""
-    if shape == "linear":
-        return np.linspace(low, high, steps)
-    return np.geomspace(low, high, steps)
+SHAPES = {"exponential": np.geomspace, "linear": np.linspace}
 
 
 def range_test(
     model: nn.Module,
+    optimizer: torch.optim.Optimizer,
     loader: utils.Loader,
-    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    optimizer_of: Callable[[nn.Module], torch.optim.Optimizer],
-    values: np.ndarray,
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    rates: np.ndarray,
     device: torch.device,
     precision: utils.Precision,
-) -> list[Point]:
-    """Trains a copy of the model, a step for each learning rate; the model itself is untouched.
+) -> np.ndarray:
+    """Trains the model, a step for each of the learning rates, float (steps,).
 
-    With groups of several rates (Muon's) all rise in proportion; `values` are the first group's.
+    They are the first group's; those of other groups (Muon has several) rise in proportion.
     Ends early once the smoothed loss is DIVERGED times its lowest, or no number any more.
+
+    Returns:
+        A row a step, float64 (steps, 3): rate, loss in nats, accuracy in percent, both smoothed.
     """
-    model = copy.deepcopy(model).train()
-    optimizer = optimizer_of(model)
     shares = [group["lr"] / optimizer.param_groups[0]["lr"] for group in optimizer.param_groups]
     scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
-    points: list[Point] = []
-    loss_mean = hit_mean = weight = 0.0
-    lowest, epoch, batches = math.inf, 0, iter(())
-    for value in values:
-        batch = next(batches, None)
-        if batch is None:
-            epoch += 1
-            loader.sampler.set_epoch(epoch)
-            batches = iter(loader)
-            batch = next(batches)
-        images, labels = batch
+    model.train()
+    rows, means, lowest = [], np.zeros(2), math.inf
+    for step, (rate, (images, labels)) in enumerate(zip(rates, endless(loader), strict=False), 1):
         images = images.to(device, memory_format=precision.memory_format, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
-        for group, share in zip(optimizer.param_groups, shares, strict=True):
-            group["lr"] = value * share
-        optimizer.zero_grad()
         with precision.autocast(device):
             logits = model(images)
         loss = criterion(logits.float(), labels)
-        if not math.isfinite(loss.item()):
+        accuracy = 100 * (logits.argmax(dim=1) == labels).float().mean()
+        # A running mean without the zeros that it starts from (Adam's bias correction).
+        means += SMOOTHING * (np.array([loss.item(), accuracy.item()]) - means)
+        smoothed = means / (1 - (1 - SMOOTHING) ** step)
+        if not smoothed[0] < DIVERGED * lowest:  # so written, NaN ends it too
             break
+        lowest = min(lowest, smoothed[0])
+        rows.append((rate, *smoothed))
+        for group, share in zip(optimizer.param_groups, shares, strict=True):
+            group["lr"] = rate * share
+        optimizer.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
-        # A running mean without the zeros that it starts from (Adam's bias correction).
-        weight = (1 - SMOOTHING) * weight + SMOOTHING
-        loss_mean += SMOOTHING * (loss.item() - loss_mean)
-        hits = (logits.argmax(dim=1) == labels).float().mean().item()
-        hit_mean += SMOOTHING * (hits - hit_mean)
-        points.append(Point(float(value), loss_mean / weight, 100 * hit_mean / weight))
-        lowest = min(lowest, points[-1].loss)
-        if points[-1].loss > DIVERGED * lowest:
-            break
-    return points
+    return np.array(rows).reshape(-1, 3)
 
 
-def suggestion(points: Sequence[Point]) -> float:
-    """The learning rate where the smoothed loss falls fastest against the logarithm of the rate.
+def endless(loader: utils.Loader) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of one epoch after the other."""
+    for epoch in itertools.count(1):
+        loader.sampler.set_epoch(epoch)
+        yield from loader
+
+
+def suggestion(rows: np.ndarray) -> float:
+    """The rate against whose logarithm the smoothed loss falls fastest; `rows` of `range_test`.
 
     Raises:
         cli.UsageError: the loss never falls.
     """
-    start = math.ceil(SKIPPED * len(points))
-    losses = np.array([point.loss for point in points])[start:]
-    places = np.log([point.lr for point in points])[start:]
-    lowest = int(np.argmin(losses)) + 1 if len(losses) else 0
-    if lowest < 3:
+    rates, losses, _ = rows[math.ceil(SKIPPED * len(rows)) :].T
+    falling = losses.argmin() + 1 if len(losses) else 0
+    if falling < 3:
         raise cli.UsageError("the loss never fell; give a lower --low and --high, or more --steps")
-    slopes = np.gradient(losses[:lowest], places[:lowest])
-    return points[start + int(np.argmin(slopes))].lr
+    slopes = np.gradient(losses[:falling], np.log(rates[:falling]))
+    return float(rates[slopes.argmin()])
+
+
+def picture(rows: np.ndarray, suggested: float, peak: float, title: str) -> bytes:
+    """Smoothed loss and accuracy against the learning rate, with two rates marked."""
+    rates, losses, accuracies = rows.T
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure.suptitle(f"Learning rate range test: {title}")
+    panels = figure.subplots(1, 2)
+    names = ("smoothed cross-entropy (nats)", "smoothed accuracy on the training batches (%)")
+    found, given = f"steepest fall of the loss: {suggested:.3g}", f"peak of the recipe: {peak:g}"
+    for axes, values, name in zip(panels, (losses, accuracies), names, strict=True):
+        axes.plot(rates, values, color=plots.TRAIN)
+        axes.axvline(suggested, color=plots.MARK, linestyle="--", label=found)
+        axes.axvline(peak, color=plots.TEST, linestyle=":", label=given)
+        axes.set(xlabel="learning rate", ylabel=name, xscale="log")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylim(0.95 * losses.min(), 1.05 * min(losses.max(), 2 * losses[0]))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return plots.png(figure)
+
+
+def find(args: argparse.Namespace) -> None:
+    """Does what the command line asks for."""
+    if args.low >= args.high:
+        raise cli.UsageError(f"--low {args.low:g} must be below --high {args.high:g}")
+    network = networks.load_network(args.model)
+    recipe, device = network.recipe, utils.pick_device(args.device)
+    where = {"device": device, "precision": network.precision(device)}
+    data = cli.load_data(args)
+    images, labels = data.train_images, data.train_labels
+    transform = recipe.train_transform(*utils.channel_stats(images), epochs=1)
+    chosen = utils.choose_loader(transform)
+    how = {"batched": chosen.batched, "workers": chosen.workers, "seed": args.seed, **where}
+    size = min(recipe.batch_size, len(images))
+    loader = utils.make_loader(images, labels, transform, size, shuffle=True, **how)
+    utils.seed_everything(args.seed)
+    model = network.ready(recipe, **where)
+    optimizer = recipes.make_optimizer(model, recipe, where["precision"].dtype)
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    rates = SHAPES[args.shape](args.low, args.high, args.steps)
+    rows = range_test(model, optimizer, loader, criterion, rates, **where)
+    best, last = suggestion(rows), rows[-1, 0]
+    title = f"{network.build.__name__}, {recipe.optimizer}, batch {recipe.batch_size}"
+    with runs.Run.create(args.output_dir, f"find_lr-{network.name}") as run:
+        names = ("lr", "loss", "accuracy")
+        run.write_csv("find_lr.csv", [dict(zip(names, row, strict=True)) for row in rows.tolist()])
+        run.write("find_lr.png", picture(rows, best, recipe.lr, title))
+        run.log(f"{title}: {len(rows)} steps, learning rate {args.low:g} to {last:.4g}")
+        run.log(f"The loss falls fastest at {best:.4g}; the recipe's peak is {recipe.lr:g}")
+        run.log(f"Results: {run.folder}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,56 +155,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--low", type=cli.real_number(positive=True), default=1e-4, help="first rate (0.0001)")
     add("--high", type=cli.real_number(positive=True), default=10.0, help="last rate (10)")
     add("--steps", type=cli.whole_number(20, 100_000), default=200, help="of training (200)")
-    add("--shape", choices=("exponential", "linear"), default="exponential", help="of the rise")
+    add("--shape", choices=SHAPES, default="exponential", help="of the rise")
     add("--seed", type=cli.whole_number(0, 2**32 - 1), default=0, help="of all that is random (0)")
     add("--device", help="cuda, mps or cpu (default: the first that is there)")
     cli.add_data_flags(parser)
     return cli.run(parser, find, arguments)
 
 
-def find(args: argparse.Namespace) -> None:
-    """Does what the command line asks for."""
-    if args.low >= args.high:
-        raise cli.UsageError(f"--low {args.low:g} must be below --high {args.high:g}")
-    network = networks.load_network(args.model)
-    device = utils.pick_device(args.device)
-    precision = network.precision(device)
-    data = cli.load_data(args)
-    recipe = network.recipe
-    transform = recipe.train_transform(*utils.channel_stats(data.train_images), epochs=1)
-    chosen = utils.choose_loader(transform)
-    loader = utils.make_loader(
-        data.train_images,
-        data.train_labels,
-        transform,
-        min(recipe.batch_size, len(data.train_images)),
-        shuffle=True,
-        device=device,
-        precision=precision,
-        batched=chosen.batched,
-        workers=chosen.workers,
-        seed=args.seed,
-    )
-    utils.seed_everything(args.seed)
-    points = range_test(
-        network.ready(recipe, device, precision),
-        loader,
-        nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
-        lambda copied: recipes.make_optimizer(copied, recipe, precision.dtype),
-        rates(args.low, args.high, args.steps, args.shape),
-        device,
-        precision,
-    )
-    best = suggestion(points)
-    title = f"{network.build.__name__}, {recipe.optimizer}, batch {recipe.batch_size}"
-    run = runs.Run.create(args.output_dir, f"find_lr-{network.name}")
-    with run:
-        run.write_csv("find_lr.csv", [point._asdict() for point in points])
-        run.write("find_lr.png", plots.range_test(points, best, recipe.lr, title))
-        run.log(f"{title}: {len(points)} steps, learning rate {args.low:g} to {points[-1].lr:.4g}")
-        run.log(f"The loss falls fastest at {best:.4g}; the recipe's peak is {recipe.lr:g}")
-        run.log(f"Results: {run.folder}")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

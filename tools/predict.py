@@ -7,7 +7,6 @@ A picture is cropped to its central square and made 32x32 pixels: all that the n
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,53 +18,33 @@ import networks
 import utils
 from tools import evaluate, pictures
 
+OURS = utils.HERE / "output/reference/model_1"
 SHOWN = 3  # classes a picture
 
 
-def predict(files: Sequence[Path], weights: Path, model: str | None, data_dir: str) -> list[str]:
-    """A line for each picture: the likeliest classes with their probabilities.
-
-    Raises:
-        cli.UsageError, utils.CheckpointError: no such weights, or not a picture.
-    """
-    images = [pictures.read_picture(path) for path in files]
-    trained = networks.load_trained(weights, model)
-    transform = evaluate.transform_of(trained, data_dir)
+def predict(args: argparse.Namespace) -> None:
+    """Prints a line for each picture: the likeliest classes with their probabilities."""
+    images = [pictures.read_picture(path) for path in args.images]
+    trained = networks.load_trained(args.weights, args.model)
+    transform = evaluate.transform_of(trained, args.data_dir)
     tensors = torch.stack([transform(image=image)["image"] for image in images])
     with torch.inference_mode():
-        probabilities, classes = trained.network(tensors).softmax(dim=1).sort(descending=True)
-    lines = []
-    for path, shares, labels in zip(files, probabilities, classes, strict=True):
-        answers = [
-            f"{cifar10.CLASSES[label]} {share:.1%}"
-            for label, share in zip(labels[:SHOWN].tolist(), shares[:SHOWN].tolist(), strict=True)
-        ]
-        lines.append(f"{path}: {', '.join(answers)}")
-    return lines
+        probabilities = trained.network(tensors).softmax(dim=1)
+    for path, row in zip(args.images, probabilities, strict=True):
+        likeliest = row.argsort(descending=True)[:SHOWN]
+        print(f"{path}:", ", ".join(f"{cifar10.CLASSES[k]} {row[k]:.1%}" for k in likeliest))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    parser = cli.ArgumentParser(
-        prog="tools.predict", description="What a trained network takes pictures for."
-    )
+    parser = cli.ArgumentParser(prog="tools.predict", description="What networks see in pictures.")
     add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE", help="picture files")
-    add(
-        "--weights",
-        type=Path,
-        default=utils.HERE / "output/reference/model_1",
-        help="a run's folder",
-    )
+    add("--weights", type=Path, default=OURS, help="a run's folder (that of model 1)")
     add("--model", help="1, 2, 3 or a model file (default: what the run says)")
     add("--data-dir", default="data", help="where CIFAR-10 lies, for weights without a run (data)")
-
-    def work(args: argparse.Namespace) -> None:
-        for line in predict(args.images, args.weights, args.model, args.data_dir):
-            print(line)
-
-    return cli.run(parser, work, arguments)
+    return cli.run(parser, predict, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
