@@ -80,6 +80,7 @@ def read_checkpoint(path: str | Path) -> dict:
         with zipfile.ZipFile(io.BytesIO(content)) as file, zipfile.ZipFile(copy, "w") as whole:
             for entry in file.infolist():
                 whole.writestr(entry.filename, file.read(entry))  # fails on a wrong checksum
+        copy.seek(0)
         checkpoint = torch.load(copy, map_location="cpu", weights_only=True)
     except Exception as error:  # broken files raise many kinds of error
         reason = (str(error) or type(error).__name__).splitlines()[0]
