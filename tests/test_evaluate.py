@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 import cifar10
-import networks
 import utils
 from model_2 import CNN_Model_2
+from support import files, provenance
 from tests.conftest import call_main
 from tools import evaluate, pictures, predict
 
@@ -29,7 +29,7 @@ def run(tmp_path, monkeypatch, sample):
     settings = {
         "network": "CNN_Model_2",
         "model_file": "model_2.py",
-        "model_sha256": networks.code_digest(utils.HERE / "model_2.py"),
+        "model_sha256": provenance.code_digest(files.HERE / "model_2.py"),
         "mean": [0.5, 0.4, 0.3],
         "std": [0.2, 0.3, 0.4],
     }

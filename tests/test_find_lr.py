@@ -15,8 +15,7 @@ from tests import torture
 from tests.conftest import call_main
 from tools import find_lr
 
-CPU = torch.device("cpu")
-FULL = utils.Precision(torch.float32, torch.contiguous_format)
+FULL = utils.Device(torch.device("cpu"))
 
 
 class Slope(nn.Module):
@@ -38,7 +37,7 @@ def loader(sample) -> utils.Loader:
     return utils.make_loader(
         sample.train_images[:8], sample.train_labels[:8],
         utils.test_transform((0.5,) * 3, (0.2,) * 3),
-        4, shuffle=True, device=CPU, precision=FULL,
+        4, FULL, shuffle=True,
     )  # fmt: skip
 
 
@@ -46,7 +45,7 @@ def rows_of(sample, curvature: float, rates: np.ndarray) -> np.ndarray:
     model = Slope()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return find_lr.range_test(
-        model, optimizer, loader(sample), bowl(curvature), rates, CPU, FULL
+        model, optimizer, loader(sample), bowl(curvature), rates, FULL
     )  # fmt: skip
 
 
@@ -94,9 +93,7 @@ def test_all_groups_rates_rise_in_proportion(sample):
     recipe = recipes.Recipe("muon", 0.04, 0.0, "onecycle", 4, 85.0, 60, other_lr=0.08)
     optimizer = recipes.make_optimizer(model, recipe)
     rates = np.linspace(0.01, 0.02, 20)
-    rows = find_lr.range_test(
-        model, optimizer, loader(sample), nn.CrossEntropyLoss(), rates, CPU, FULL
-    )
+    rows = find_lr.range_test(model, optimizer, loader(sample), nn.CrossEntropyLoss(), rates, FULL)
     np.testing.assert_array_equal(rows[:, 0], rates)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02, 0.04, 0.04])
 

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from sklearn import calibration, metrics
 
@@ -54,8 +53,8 @@ def images_of(args: argparse.Namespace, trained: networks.Trained) -> tuple:
 
 def transform_of(trained: networks.Trained, data_dir: str) -> object:
     """The test transform with the stats of the run, or else of all training images."""
-    if "mean" in trained.settings:
-        return utils.test_transform(trained.settings["mean"], trained.settings["std"])
+    if trained.transform is not None:
+        return trained.transform
     return utils.test_transform(*utils.channel_stats(cifar10.load_cifar10(data_dir).train_images))
 
 
@@ -65,14 +64,14 @@ def answers_of(
     """The log-probability of each class, float32 (N, 10).
 
     Raises:
-        utils.DivergedError: the network answers with NaN.
+        support.meter.DivergedError: the network answers with NaN.
     """
-    device, transform = utils.pick_device(args.device), transform_of(trained, args.data_dir)
-    exact = trained.source.precision(device)._replace(dtype=torch.float32)
-    where = {"device": device, "precision": exact}
-    loader = utils.make_loader(images, labels, transform, utils.TEST_BATCH, shuffle=False, **where)
-    network = trained.network.to(device, memory_format=exact.memory_format)
-    return utils.test(network, loader, **where).logits.log_softmax(dim=1).clamp(max=0).numpy()
+    device = trained.source.layout(utils.Device.pick(args.device)).exact
+    transform = transform_of(trained, args.data_dir)
+    loader = utils.make_loader(images, labels, transform, utils.TEST_BATCH, device)
+    network = trained.network.to(device.where, memory_format=device.layout)
+    logits = utils.evaluate(network, loader, device).logits
+    return logits.log_softmax(dim=1).clamp(max=0).numpy()
 
 
 def report(answers: np.ndarray, labels: np.ndarray, **options: object) -> str | dict:
@@ -162,7 +161,7 @@ def draw(
 def evaluate(args: argparse.Namespace) -> None:
     """Does what the command line asks for."""
     trained = networks.load_trained(args.weights, args.model)
-    device = utils.describe(utils.pick_device(args.device))
+    device = utils.Device.pick(args.device)
     name, images, labels = images_of(args, trained)
     answers = answers_of(trained, images, labels, args)
     results = {"weights": str(trained.file), "of": name, **figures(answers, labels)}

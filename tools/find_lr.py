@@ -25,6 +25,7 @@ import plots
 import recipes
 import runs
 import utils
+from support import workers
 
 SMOOTHING = 0.05  # weight of the newest step in the running mean
 DIVERGED = 4.0  # times the lowest smoothed loss: nothing more is to be learnt after it
@@ -38,8 +39,7 @@ def range_test(
     loader: utils.Loader,
     criterion: Callable[[Tensor, Tensor], Tensor],
     rates: np.ndarray,
-    device: torch.device,
-    precision: utils.Precision,
+    device: utils.Device,
 ) -> np.ndarray:
     """Trains the model, a step for each of the learning rates, float (steps,).
 
@@ -50,13 +50,12 @@ def range_test(
         A row a step, float64 (steps, 3): rate, loss in nats, accuracy in percent, both smoothed.
     """
     shares = [group["lr"] / optimizer.param_groups[0]["lr"] for group in optimizer.param_groups]
-    scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
+    scaler = torch.amp.GradScaler(device.where.type, enabled=device.dtype == torch.float16)
     model.train()
     rows, means, lowest = [], np.zeros(2), math.inf
     for step, (rate, (images, labels)) in enumerate(zip(rates, endless(loader), strict=False), 1):
-        images = images.to(device, memory_format=precision.memory_format, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
-        with precision.autocast(device):
+        images, labels = device.take(images, labels)
+        with device.autocast():
             logits = model(images)
         loss = criterion(logits.float(), labels)
         accuracy = 100 * (logits.argmax(dim=1) == labels).float().mean()
@@ -121,21 +120,19 @@ def find(args: argparse.Namespace) -> None:
     if args.low >= args.high:
         raise cli.UsageError(f"--low {args.low:g} must be below --high {args.high:g}")
     network = networks.load_network(args.model)
-    recipe, device = network.recipe, utils.pick_device(args.device)
-    where = {"device": device, "precision": network.precision(device)}
+    recipe, device = network.recipe, network.layout(utils.Device.pick(args.device))
     data = cli.load_data(args)
     images, labels = data.train_images, data.train_labels
     transform = recipe.train_transform(*utils.channel_stats(images), epochs=1)
-    chosen = utils.choose_loader(transform)
-    how = {"batched": chosen.batched, "workers": chosen.workers, "seed": args.seed, **where}
+    how = {"shuffle": True, "seed": args.seed, "workers": workers.choose(transform)[0]}
     size = min(recipe.batch_size, len(images))
-    loader = utils.make_loader(images, labels, transform, size, shuffle=True, **how)
+    loader = utils.make_loader(images, labels, transform, size, device, **how)
     utils.seed_everything(args.seed)
-    model = network.ready(recipe, **where)
-    optimizer = recipes.make_optimizer(model, recipe, where["precision"].dtype)
+    model = networks.prepare(network.build(), device, recipe)
+    optimizer = recipes.make_optimizer(model, recipe, device.dtype)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     rates = SHAPES[args.shape](args.low, args.high, args.steps)
-    rows = range_test(model, optimizer, loader, criterion, rates, **where)
+    rows = range_test(model, optimizer, loader, criterion, rates, device)
     best, last = suggestion(rows), rows[-1, 0]
     title = f"{network.build.__name__}, {recipe.optimizer}, batch {recipe.batch_size}"
     with runs.Run.create(args.output_dir, f"find_lr-{network.name}") as run:

@@ -15,10 +15,8 @@ import torch
 import cifar10
 import cli
 import networks
-import utils
 from tools import evaluate, pictures
 
-OURS = utils.HERE / "output/reference/model_1"
 SHOWN = 3  # classes a picture
 
 
@@ -40,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = cli.ArgumentParser(prog="tools.predict", description="What networks see in pictures.")
     add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE", help="picture files")
-    add("--weights", type=Path, default=OURS, help="a run's folder (that of model 1)")
+    add("--weights", default="model_1", help="a run's folder, or one of ours by name (model_1)")
     add("--model", help="1, 2, 3 or a model file (default: what the run says)")
     add("--data-dir", default="data", help="where CIFAR-10 lies, for weights without a run (data)")
     return cli.run(parser, predict, arguments)
