@@ -9,7 +9,7 @@ from albumentations.pytorch import ToTensorV2
 from scipy import stats
 
 import utils
-from fast.batched import READERS, BatchedTransform, Random, UnknownTransformError
+from fast.batched import BatchedTransform, Random, UnknownTransformError, read
 from tools.validate_transforms import batched_parameters
 
 FILL = (125, 122, 115)
@@ -30,7 +30,7 @@ def both(transform: A.BasicTransform, images: np.ndarray) -> tuple[np.ndarray, n
         outputs.append(result["image"])
         ((_, parameters),) = result["applied_transforms"]
         drawn.append(parameters)
-    step = READERS[type(transform)](transform)
+    step = read(transform)
     ours = step.apply(planar(images), *batched_parameters(type(transform).__name__, drawn))
     return np.stack(outputs), ours.permute(0, 2, 3, 1).numpy()
 
@@ -106,7 +106,7 @@ def theirs_and_ours(transform: A.BasicTransform, name: str) -> tuple[np.ndarray,
     theirs = np.stack(
         [transform.get_params_dependent_on_data(shape, {})[name] for _ in range(DRAWS)]
     )
-    step = READERS[type(transform)](transform)
+    step = read(transform)
     random = Random(torch.Generator().manual_seed(5))
     return theirs, step.draw(DRAWS, (32, 32), random)[0].numpy()
 
@@ -173,7 +173,7 @@ def test_hole_draws_match_in_distribution(transform):
 
 
 def test_number_of_holes_matches_in_distribution():
-    step = READERS[A.CoarseDropout](
+    step = read(
         A.CoarseDropout(
             num_holes_range=(2, 5), hole_height_range=(1, 1), hole_width_range=(1, 1), p=1
         )
@@ -194,14 +194,14 @@ def test_crop_draws_match_in_distribution():
             for _ in range(DRAWS)
         ]
     )
-    step = READERS[A.RandomCrop](transform)
+    step = read(transform)
     ours = step.draw(DRAWS, (40, 40), Random(torch.Generator().manual_seed(5)))
     for axis in range(2):
         assert same_distribution(theirs[:, axis], ours[axis].numpy())
 
 
 def test_jitter_draws_cover_their_ranges_and_every_order():
-    step = READERS[A.ColorJitter](A.ColorJitter((0.5, 1.5), (0.9, 1), (0, 2), (-0.1, 0.3), p=1))
+    step = read(A.ColorJitter((0.5, 1.5), (0.9, 1), (0, 2), (-0.1, 0.3), p=1))
     factors, order = step.draw(DRAWS, (32, 32), Random(torch.Generator().manual_seed(1)))
     for column, (low, high) in enumerate([(0.5, 1.5), (0.9, 1), (0, 2), (-0.1, 0.3)]):
         drawn = factors[:, column].numpy()
