@@ -13,7 +13,6 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
 
 # Albumentations asks a server for a newer version while it is imported, unless told not to; so
 # every other file of ours takes it from here: from fast.batched import A.
@@ -21,6 +20,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 import albumentations as A
 import cv2
+import numpy as np
 import torch
 from albumentations.pytorch import ToTensorV2
 from torch import Generator, Tensor
@@ -32,19 +32,6 @@ Triple = tuple[float, float, float]
 
 class UnknownTransformError(ValueError):
     """A transform, or an option of one, that has no batched form; the message names it."""
-
-
-class Step(Protocol):
-    """One transform: `draw` its parameters for N images, `apply` them.
-
-    Parameters are tensors whose first dimension is N. Images are uint8 (N, 3, H, W).
-    """
-
-    p: float
-
-    def draw(self, count: int, shape: tuple[int, int], random: "Random") -> tuple[Tensor, ...]: ...
-
-    def apply(self, images: Tensor, *parameters: Tensor) -> Tensor: ...
 
 
 class Random:
@@ -70,58 +57,49 @@ class Random:
 # ---------------------------------------------------------------- the steps
 
 
-@dataclass(frozen=True)
-class HorizontalFlip:
-    """A.HorizontalFlip."""
+class Step:
+    """The batched form of one transform: `draw` its parameters for N images, `apply` them.
 
-    p: float
+    Parameters are tensors whose first dimension is N. Images are uint8 (N, 3, H, W).
+    """
 
-    @classmethod
-    def read(cls, transform: A.HorizontalFlip) -> "HorizontalFlip":
-        return cls(transform.p)
+    def __init__(self, transform: A.BasicTransform) -> None:
+        """Reads the options; UnknownTransformError where one has no batched form."""
+        self.p: float = transform.p
 
     def draw(self, count: int, shape: tuple[int, int], random: Random) -> tuple[Tensor, ...]:
         return ()
+
+    def apply(self, images: Tensor, *parameters: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class HorizontalFlip(Step):
+    """A.HorizontalFlip."""
 
     def apply(self, images: Tensor) -> Tensor:
         return images.flip(3)
 
 
-@dataclass(frozen=True)
-class Affine:
+class Affine(Step):
     """A.Affine with bilinear interpolation and a constant border.
 
     A point is moved to the centre, scaled, rotated, sheared, translated and moved back, in this
     order (albumentations.augmentations.geometric.functional.create_affine_transformation_matrix).
     """
 
-    p: float
-    scale: tuple[Range, Range]  # x, y
-    keep_ratio: bool
-    balanced_scale: bool
-    rotate: Range  # degrees
-    shear: tuple[Range, Range]  # x, y, degrees
-    translate: tuple[Range, Range]  # x, y
-    translate_in_pixels: bool  # or in shares of the image's size
-    fill: Triple
-
-    @classmethod
-    def read(cls, transform: A.Affine) -> "Affine":
+    def __init__(self, transform: A.Affine) -> None:
         _require(transform, interpolation=cv2.INTER_LINEAR, border_mode=cv2.BORDER_CONSTANT)
         _require(transform, fit_output=False)
-        in_pixels = transform.translate_px is not None
-        translate = transform.translate_px if in_pixels else transform.translate_percent
-        return cls(
-            p=transform.p,
-            scale=(_range(transform.scale["x"]), _range(transform.scale["y"])),
-            keep_ratio=transform.keep_ratio,
-            balanced_scale=transform.balanced_scale,
-            rotate=_range(transform.rotate),
-            shear=(_range(transform.shear["x"]), _range(transform.shear["y"])),
-            translate=tuple(_range(translate[axis] if translate else 0.0) for axis in "xy"),
-            translate_in_pixels=in_pixels,
-            fill=_colour(transform, transform.fill),
-        )
+        super().__init__(transform)
+        self.scale = [_values(transform.scale[axis]) for axis in "xy"]
+        self.keep_ratio, self.balanced_scale = transform.keep_ratio, transform.balanced_scale
+        self.rotate = _values(transform.rotate)  # degrees, as is the shear
+        self.shear = [_values(transform.shear[axis]) for axis in "xy"]
+        self.in_pixels = transform.translate_px is not None  # or in shares of the image's size
+        translate = transform.translate_px if self.in_pixels else transform.translate_percent
+        self.translate = [_values(translate[axis] if translate else 0.0) for axis in "xy"]
+        self.fill = _colour(transform)
 
     def draw(self, count: int, shape: tuple[int, int], random: Random) -> tuple[Tensor, ...]:
         """The forward matrices (N, 2, 3), input pixels (x, y, 1) to output pixels."""
@@ -130,34 +108,30 @@ class Affine:
         scale_y = scale_x if self.keep_ratio else self._draw_scale(self.scale[1], count, random)
         angle = random.uniform(self.rotate, count).deg2rad_()
         # Albumentations negates what it draws.
-        shear_x = -random.uniform(self.shear[0], count).deg2rad_().tan_()
-        shear_y = -random.uniform(self.shear[1], count).deg2rad_().tan_()
-        if self.translate_in_pixels:
-            shift_x, shift_y = (
-                random.integers(int(low), int(high), count) for low, high in self.translate
-            )
-        else:  # cut, not rounded, to whole pixels
-            shift_x = (random.uniform(self.translate[0], count) * width).trunc_()
-            shift_y = (random.uniform(self.translate[1], count) * height).trunc_()
+        shear_x, shear_y = (-random.uniform(each, count).deg2rad_().tan_() for each in self.shear)
+        shifts = []
+        for (low, high), size in zip(self.translate, (width, height), strict=True):
+            if self.in_pixels:
+                shifts.append(random.integers(int(low), int(high), count))
+            else:  # cut, not rounded, to whole pixels
+                shifts.append((random.uniform((low, high), count) * size).trunc_())
         cos, sin = angle.cos(), angle.sin()
         matrix = torch.empty(count, 2, 3, device=angle.device)
         matrix[:, 0, 0] = (cos - shear_x * sin) * scale_x
         matrix[:, 0, 1] = (sin + shear_x * cos) * scale_y
         matrix[:, 1, 0] = (shear_y * cos - sin) * scale_x
         matrix[:, 1, 1] = (shear_y * sin + cos) * scale_y
-        middle_x, middle_y = width / 2 - 0.5, height / 2 - 0.5
-        for row, middle, shift in ((0, middle_x, shift_x), (1, middle_y, shift_y)):
-            moved = matrix[:, row, 0] * middle_x + matrix[:, row, 1] * middle_y
-            matrix[:, row, 2] = middle + shift - moved
+        middle = (width / 2 - 0.5, height / 2 - 0.5)
+        for row in range(2):
+            moved = matrix[:, row, 0] * middle[0] + matrix[:, row, 1] * middle[1]
+            matrix[:, row, 2] = middle[row] + shifts[row] - moved
         return (matrix,)
 
     def _draw_scale(self, bounds: Range, count: int, random: Random) -> Tensor:
         """Evenly; balanced, from the part below 1 or the part above with the same chance."""
         low, high = bounds
         if not (self.balanced_scale and low < 1 < high):
-            if self.balanced_scale and low == high == 1:
-                high = 1.0
-            return random.uniform((low, high), count)
+            return random.uniform(bounds, count)
         below, above = random.uniform((low, 1.0), count), random.uniform((1.0, high), count)
         return torch.where(random.uniform((0.0, 1.0), count) < 0.5, below, above)
 
@@ -186,25 +160,15 @@ class Affine:
         return moved.add_(fill).round_().to(torch.int32).to(torch.uint8)
 
 
-@dataclass(frozen=True)
-class CoarseDropout:
+class CoarseDropout(Step):
     """A.CoarseDropout with a constant fill."""
 
-    p: float
-    count: tuple[int, int]
-    height: Range  # pixels, or shares of the image where the upper bound is below 1
-    width: Range
-    fill: Triple
-
-    @classmethod
-    def read(cls, transform: A.CoarseDropout) -> "CoarseDropout":
-        return cls(
-            p=transform.p,
-            count=tuple(transform.num_holes_range),
-            height=_range(transform.hole_height_range),
-            width=_range(transform.hole_width_range),
-            fill=_colour(transform, transform.fill),
-        )
+    def __init__(self, transform: A.CoarseDropout) -> None:
+        super().__init__(transform)
+        self.count = transform.num_holes_range
+        self.height = _values(transform.hole_height_range)
+        self.width = _values(transform.hole_width_range)
+        self.fill = _colour(transform)
 
     def draw(self, count: int, shape: tuple[int, int], random: Random) -> tuple[Tensor, ...]:
         """Holes (N, K, 4) as x_min, y_min, x_max, y_max; those beyond an image's number are empty.
@@ -238,85 +202,54 @@ class CoarseDropout:
         return images * (1 - inside) + _constant(self.fill, torch.uint8, images.device) * inside
 
 
-@dataclass(frozen=True)
-class PadIfNeeded:
+BORDERS = {  # by OpenCV's number, numpy's name
+    cv2.BORDER_CONSTANT: "constant",
+    cv2.BORDER_REPLICATE: "edge",
+    cv2.BORDER_REFLECT: "symmetric",  # cba|abc|cba
+    cv2.BORDER_REFLECT_101: "reflect",  # dcb|abcd|cba
+    cv2.BORDER_WRAP: "wrap",
+}
+
+
+class PadIfNeeded(Step):
     """A.PadIfNeeded at a fixed position."""
 
-    p: float
-    height: int
-    width: int
-    position: str
-    border_mode: int
-    fill: Triple
-
-    BORDERS: ClassVar = (
-        cv2.BORDER_CONSTANT,
-        cv2.BORDER_REPLICATE,
-        cv2.BORDER_REFLECT,
-        cv2.BORDER_REFLECT_101,
-        cv2.BORDER_WRAP,
-    )
-
-    @classmethod
-    def read(cls, transform: A.PadIfNeeded) -> "PadIfNeeded":
+    def __init__(self, transform: A.PadIfNeeded) -> None:
         _require(transform, p=1, pad_height_divisor=None, pad_width_divisor=None)
-        if transform.position == "random" or transform.border_mode not in cls.BORDERS:
+        if transform.position == "random" or transform.border_mode not in BORDERS:
             raise _unknown(transform, "this position or border_mode")
-        return cls(
-            p=1.0,
-            height=transform.min_height,
-            width=transform.min_width,
-            position=transform.position,
-            border_mode=transform.border_mode,
-            fill=_colour(transform, transform.fill),
-        )
-
-    def draw(self, count: int, shape: tuple[int, int], random: Random) -> tuple[Tensor, ...]:
-        return ()
+        super().__init__(transform)
+        self.height, self.width = transform.min_height, transform.min_width
+        self.position, self.border_mode = transform.position, transform.border_mode
+        self.fill = _colour(transform)
 
     def apply(self, images: Tensor) -> Tensor:
-        rows, inside_rows = self._source(images, 2, self.height, "bottom")
-        columns, inside_columns = self._source(images, 3, self.width, "right")
-        padded = images.index_select(2, rows).index_select(3, columns)
+        rows = self._source(images, 2, self.height, "bottom")
+        columns = self._source(images, 3, self.width, "right")
+        padded = images.index_select(2, rows.clamp(min=0)).index_select(3, columns.clamp(min=0))
         if self.border_mode != cv2.BORDER_CONSTANT:
             return padded
-        inside = inside_rows[:, None] & inside_columns[None, :]
+        inside = (rows >= 0)[:, None] & (columns >= 0)
         return torch.where(inside, padded, _constant(self.fill, torch.uint8, images.device))
 
-    def _source(
-        self, images: Tensor, dimension: int, wanted: int, far_side: str
-    ) -> tuple[Tensor, Tensor]:
-        """For each row (or column) of the output: which of the input's, and whether inside it."""
+    def _source(self, images: Tensor, dimension: int, wanted: int, far_side: str) -> Tensor:
+        """Which of the input's rows (or columns) each of the output's shows; -1: the fill."""
         size = images.shape[dimension]
         pad = max(0, wanted - size)
         # "bottom_left" puts the image at the bottom: all padding goes before it.
         before = pad // 2 if self.position == "center" else pad * (far_side in self.position)
-        place = torch.arange(size + pad, device=images.device) - before
-        inside = (place >= 0) & (place < size)
-        if self.border_mode == cv2.BORDER_WRAP:
-            return place % size, inside
-        if self.border_mode == cv2.BORDER_REFLECT:  # cba|abc|cba
-            place = place % (2 * size)
-            return torch.minimum(place, 2 * size - 1 - place), inside
-        if self.border_mode == cv2.BORDER_REFLECT_101:  # dcb|abcd|cba
-            period = max(2 * size - 2, 1)
-            place = place % period
-            return torch.minimum(place, period - place), inside
-        return place.clamp(0, size - 1), inside
+        numbers = np.arange(1, size + 1)  # from 1, for a constant border is 0
+        source = np.pad(numbers, (before, pad - before), BORDERS[self.border_mode]) - 1
+        return torch.from_numpy(source).to(images.device, non_blocking=True)
 
 
-@dataclass(frozen=True)
-class RandomCrop:
+class RandomCrop(Step):
     """A.RandomCrop of images that are large enough."""
 
-    p: float
-    height: int
-    width: int
-
-    @classmethod
-    def read(cls, transform: A.RandomCrop) -> "RandomCrop":
+    def __init__(self, transform: A.RandomCrop) -> None:
         _require(transform, p=1, pad_if_needed=False)
-        return cls(1.0, transform.height, transform.width)
+        super().__init__(transform)
+        self.height, self.width = transform.height, transform.width
 
     def draw(self, count: int, shape: tuple[int, int], random: Random) -> tuple[Tensor, ...]:
         """The corner of each crop: x (N,), y (N,)."""
@@ -335,38 +268,25 @@ class RandomCrop:
         return picked.permute(0, 3, 1, 2).contiguous()  # (N, H, W, 3) as indexing gives it
 
 
-@dataclass(frozen=True)
-class ColorJitter:
+class ColorJitter(Step):
     """A.ColorJitter: brightness, contrast, saturation and hue, in an order drawn for each image."""
 
-    p: float
-    brightness: Range
-    contrast: Range
-    saturation: Range
-    hue: Range
-
-    @classmethod
-    def read(cls, transform: A.ColorJitter) -> "ColorJitter":
-        return cls(
-            transform.p,
-            _range(transform.brightness),
-            _range(transform.contrast),
-            _range(transform.saturation),
-            _range(transform.hue),
-        )
+    def __init__(self, transform: A.ColorJitter) -> None:
+        super().__init__(transform)
+        names = ("brightness", "contrast", "saturation", "hue")
+        self.ranges = [_values(getattr(transform, name)) for name in names]
 
     def draw(self, count: int, shape: tuple[int, int], random: Random) -> tuple[Tensor, ...]:
         """Factors (N, 4), and the order (N, 4) in which the four are applied."""
-        ranges = (self.brightness, self.contrast, self.saturation, self.hue)
-        factors = torch.stack([random.uniform(bounds, count) for bounds in ranges], dim=1)
+        factors = torch.stack([random.uniform(each, count) for each in self.ranges], dim=1)
         return factors, random.uniform((0.0, 1.0), count, 4).argsort(dim=1)
 
     def apply(self, images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-        adjustments = (_brightness, _contrast, _saturation, _hue)
         for place in range(4):
             before = images
-            for kind, adjust in enumerate(adjustments):
-                images = _where(order[:, place] == kind, adjust, before, images, factors[:, kind])
+            for kind, adjust in enumerate((_brightness, _contrast, _saturation, _hue)):
+                factor = factors[:, kind, None, None, None]
+                images = _where(order[:, place] == kind, adjust, before, images, factor)
         return images
 
 
@@ -376,27 +296,21 @@ def _grey(images: Tensor) -> Tensor:
     return ((red * 9798 + green * 19235 + blue * 3735 + (1 << 14)) >> 15)[:, None]
 
 
-def _rounded(values: Tensor) -> Tensor:
-    return values.round_().clamp_(0, 255).to(torch.uint8)
-
-
 def _cut(values: Tensor) -> Tensor:
     return values.clamp_(0, 255).to(torch.uint8)
 
 
 def _brightness(images: Tensor, factor: Tensor) -> Tensor:
-    return _cut(images * factor.view(-1, 1, 1, 1))
+    return _cut(images * factor)
 
 
 def _contrast(images: Tensor, factor: Tensor) -> Tensor:
-    factor = factor.view(-1, 1, 1, 1)
     mean = _grey(images).float().mean(dim=(1, 2, 3), keepdim=True)
     return _cut(images * factor + mean * (1 - factor))
 
 
 def _saturation(images: Tensor, factor: Tensor) -> Tensor:
-    factor = factor.view(-1, 1, 1, 1)
-    return _rounded(images * factor + _grey(images) * (1 - factor))
+    return _cut((images * factor + _grey(images) * (1 - factor)).round_())
 
 
 def _hue(images: Tensor, factor: Tensor) -> Tensor:
@@ -414,57 +328,53 @@ def _hue(images: Tensor, factor: Tensor) -> Tensor:
     by_value = torch.cat([zero, (255 << 12) / numbers]).round().int()
     by_spread = torch.cat([zero, (180 << 12) / (6 * numbers)]).round().int()
     saturation = (spread * by_value[value] + (1 << 11)) >> 12
-    sector = torch.where(
-        value == red,
-        green - blue,
-        torch.where(value == green, blue - red + 2 * spread, red - green + 4 * spread),
-    )
+    sector = torch.where(value == green, blue - red + 2 * spread, red - green + 4 * spread)
+    sector = torch.where(value == red, green - blue, sector)
     hue = (sector * by_spread[spread] + (1 << 11)) >> 12
     hue = torch.where(hue < 0, hue + 180, hue)
     # The table in which Albumentations looks up the new hue cuts fractions off.
-    hue = (hue + 180 * factor.view(-1, 1, 1)).remainder(180).int()
+    hue = (hue + 180 * factor[:, 0]).remainder(180).int()
 
     sixth = hue * (6 / 180)
     number = sixth.floor()
     fraction = sixth - number
     whole = value * (1 / 255)
     part = saturation * (1 / 255)
-    choices = torch.stack(
-        [
-            whole,
-            whole * (1 - part * fraction),
-            whole * (1 - part),
-            whole * (1 - part * (1 - fraction)),
-        ],
-        dim=1,
-    )
+    lower = [1 - part * fraction, 1 - part, 1 - part * (1 - fraction)]
+    choices = torch.stack([whole, *(whole * share for share in lower)], dim=1)
     # Which of the four is red, green and blue in each sixth of the circle.
     pick = torch.tensor([[0, 3, 2], [1, 0, 2], [2, 0, 3], [2, 1, 0], [3, 2, 0], [0, 2, 1]])
     pick = pick.to(images.device)[number.long() % 6].permute(0, 3, 1, 2)
     turned = _cut(choices.gather(1, pick) * 255)
-    return torch.where(factor.view(-1, 1, 1, 1) == 0, images, turned)
+    return torch.where(factor == 0, images, turned)
 
 
 # ---------------------------------------------------------------- the pipeline
 
-READERS: dict[type, Callable[[A.BasicTransform], Step]] = {
-    A.HorizontalFlip: HorizontalFlip.read,
-    A.Affine: Affine.read,
-    A.CoarseDropout: CoarseDropout.read,
-    A.PadIfNeeded: PadIfNeeded.read,
-    A.RandomCrop: RandomCrop.read,
-    A.ColorJitter: ColorJitter.read,
+STEPS: dict[type, type[Step]] = {
+    A.HorizontalFlip: HorizontalFlip,
+    A.Affine: Affine,
+    A.CoarseDropout: CoarseDropout,
+    A.PadIfNeeded: PadIfNeeded,
+    A.RandomCrop: RandomCrop,
+    A.ColorJitter: ColorJitter,
 }
 
 
+def read(transform: A.BasicTransform) -> Step:
+    """The transform's batched form; UnknownTransformError where there is none."""
+    if type(transform) not in STEPS:
+        raise _unknown(transform)
+    return STEPS[type(transform)](transform)
+
+
+@dataclass(frozen=True)
 class BatchedTransform:
     """A pipeline of steps that ends in Normalize."""
 
-    def __init__(self, steps: list[Step], mean: Triple, scale: Triple) -> None:
-        """Normalised is (grey level - mean) * scale, with three values each."""
-        self.steps = steps
-        self.mean = mean
-        self.scale = scale
+    steps: list[Step]
+    mean: Triple  # normalised is (grey level - mean) * scale
+    scale: Triple
 
     @classmethod
     def from_compose(cls, compose: A.Compose) -> "BatchedTransform":
@@ -479,14 +389,12 @@ class BatchedTransform:
         _require(normalize, p=1, normalization="standard")
         if compose.p != 1:
             raise UnknownTransformError("a Compose that is skipped now and then (p below 1)")
-        steps = []
-        for transform in augmentations[2:]:
-            if type(transform) not in READERS:
-                raise _unknown(transform)
-            steps.append(READERS[type(transform)](transform))
         most = normalize.max_pixel_value
-        mean = tuple(most * value for value in _triple(normalize.mean))
-        return cls(steps, mean, tuple(1 / (most * value) for value in _triple(normalize.std)))
+        return cls(
+            steps=[read(transform) for transform in augmentations[2:]],
+            mean=tuple(most * value for value in _values(normalize.mean, 3)),
+            scale=tuple(1 / (most * value) for value in _values(normalize.std, 3)),
+        )
 
     def __call__(
         self,
@@ -556,15 +464,13 @@ def _require(transform: A.BasicTransform, **options: object) -> None:
             raise _unknown(transform, f"{name}={getattr(transform, name)!r}")
 
 
-def _range(value: float | Range) -> Range:
-    return (float(value), float(value)) if isinstance(value, int | float) else tuple(value)
+def _values(value: float | tuple, length: int = 2) -> tuple[float, ...]:
+    """As many values as the tuple has or, of a single one, as are wanted."""
+    return (float(value),) * length if isinstance(value, int | float) else tuple(value)
 
 
-def _triple(value: float | tuple) -> Triple:
-    return (value,) * 3 if isinstance(value, int | float) else tuple(value)
-
-
-def _colour(transform: A.BasicTransform, fill: object) -> Triple:
+def _colour(transform: A.BasicTransform) -> Triple:
+    fill = transform.fill
     if isinstance(fill, str) or (not isinstance(fill, int | float) and len(fill) != 3):
         raise _unknown(transform, f"fill={fill!r}")
-    return _triple(fill)
+    return _values(fill, 3)

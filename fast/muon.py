@@ -78,19 +78,15 @@ class Muon(torch.optim.Optimizer):
                 filters.setdefault(module.groups, []).append(weight)
         taken = {id(weight) for weights in filters.values() for weight in weights}
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-        other = {"lr": other_lr, "momentum": other_momentum, "channel_groups": 0}
         groups = [
             {"params": weights, "lr": lr, "momentum": momentum, "channel_groups": channel_groups}
             for channel_groups, weights in filters.items()
         ]
-        groups.append(
-            other | {"params": [p for p in others if p.ndim >= 2], "weight_decay": weight_decay}
-        )
-        groups.append(other | {"params": [p for p in others if p.ndim < 2]})
+        groups.append({"params": [p for p in others if p.ndim >= 2], "weight_decay": weight_decay})
+        groups.append({"params": [p for p in others if p.ndim < 2]})
         self.dtype = dtype
-        super().__init__(
-            [group for group in groups if group["params"]], {"lr": lr, "weight_decay": 0.0}
-        )
+        other = dict(lr=other_lr, momentum=other_momentum, weight_decay=0.0, channel_groups=0)
+        super().__init__([group for group in groups if group["params"]], other)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -100,13 +96,10 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            step = self._step_filters if group["channel_groups"] else self._step_other
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                if group["channel_groups"]:
-                    self._step_filters(parameter, group)
-                else:
-                    self._step_other(parameter, group)
+                if parameter.grad is not None:
+                    step(parameter, group)
         return loss
 
     def _nesterov(self, parameter: Tensor, gradient: Tensor, momentum: float) -> Tensor:

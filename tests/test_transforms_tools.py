@@ -1,18 +1,23 @@
 """tools.validate_transforms notices what an edit breaks; tools.demo_transforms shows the steps."""
 
+import os
+
 import albumentations as A
 import cv2
 import numpy as np
 import pytest
+import torch
 from albumentations.pytorch import ToTensorV2
 from PIL import Image, ImageSequence
 
 import cli
 import utils
+from fast import batched
+from fast.batched import Random
 from tests.conftest import call_main
 from tools import demo_transforms, pictures, validate_transforms
 
-GREY = (125, 122, 114)
+FILL = "fill: pixels of the mean colour"
 
 
 def call(tool, capsys, *arguments: object) -> tuple[int, str, str]:
@@ -29,20 +34,16 @@ def test_what_the_repository_ships_passes(capsys):
     assert "FAIL" not in out
 
 
-def failures(data, transforms: list[str]) -> dict[str, set[str]]:
-    """The names of the failing checks, by transform."""
-    checks = validate_transforms.validate(data, transforms)
-    return {
-        name: {check.name for check in each if check.status == "FAIL"}
-        for name, each in checks.items()
-    }
+def names(checks, good: bool | None = False) -> set[str]:
+    """Of the checks that failed; or passed, or could not be made (None)."""
+    return {check.name for check in checks if check.good is good}
 
 
 def edit(monkeypatch, build, transform: str = "standard") -> None:
     monkeypatch.setitem(utils.TRANSFORMS, transform, build)
 
 
-def pipeline(mean, std, **changes: object) -> A.Compose:
+def pipeline(mean, std, /, **changes: object) -> A.Compose:
     """utils.train_transform's steps with other settings; None leaves one out."""
     grey = tuple(round(255 * value) for value in mean)
     affine = {
@@ -75,7 +76,7 @@ def pipeline(mean, std, **changes: object) -> A.Compose:
     ("changes", "failing"),
     [
         ({}, set()),
-        ({"flip": 0.0}, {"HorizontalFlip: rate", "batched HorizontalFlip"}),
+        ({"flip": 0.0}, {"HorizontalFlip: rate"}),
         ({"affine_p": 0.9}, {"Affine: rate"}),
         ({"affine": {"rotate": (-30, 30)}}, {"Affine: angle"}),
         ({"affine": {"rotate": (0, 15)}}, {"Affine: angle"}),
@@ -84,8 +85,13 @@ def pipeline(mean, std, **changes: object) -> A.Compose:
         ({"hole_p": 1.0}, {"CoarseDropout: rate"}),
         ({"side": 8}, {"CoarseDropout: hole area", "pixels neither image nor fill"}),
         ({"holes": 2}, {"CoarseDropout: holes", "pixels neither image nor fill"}),
-        ({"fill": (0, 0, 0)}, {"fill", "pixels neither image nor fill"}),
+        ({"fill": (0, 0, 0)}, {FILL, "pixels neither image nor fill"}),
         ({"end": 4}, {"shape", "type"}),
+        pytest.param(
+            {"std": (0.0, 0.25, 0.25)},
+            {"images with NaN or infinity"},
+            marks=pytest.mark.filterwarnings("ignore:divide by zero"),
+        ),
         ({"more": [A.GaussianBlur(blur_limit=(3, 3), p=0.5)]}, set()),
     ],
 )
@@ -95,20 +101,20 @@ def test_an_edit_fails_the_checks_that_it_breaks_and_no_other(
     edit(monkeypatch, lambda mean, std: pipeline(mean, std, **changes))
     # Its batches and workers take longest, and none of these edits touches what it checks.
     monkeypatch.setattr(validate_transforms, "check_draws", lambda *_: [])
-    assert failures(sample, ["standard"])["standard"] == failing
+    assert names(validate_transforms.validate(sample, "standard")["standard"]) == failing
 
 
 @pytest.mark.parametrize(
     ("crop", "failing"),
     [
-        ([], {"RandomCrop: rate", "RandomCrop: shift"}),
+        ([], {"RandomCrop: rate"}),
         (
             [A.PadIfNeeded(36, 36, border_mode=cv2.BORDER_REFLECT_101), A.RandomCrop(32, 32)],
-            {"RandomCrop: sideways", "RandomCrop: up and down"},
+            {"RandomCrop: each shift sideways", "RandomCrop: each shift up and down"},
         ),
         (
             [A.PadIfNeeded(40, 32, border_mode=cv2.BORDER_REFLECT_101), A.RandomCrop(32, 32)],
-            {"RandomCrop: sideways"},
+            {"RandomCrop: each shift sideways"},
         ),
         (
             [A.PadIfNeeded(40, 40, border_mode=cv2.BORDER_CONSTANT), A.RandomCrop(32, 32)],
@@ -123,7 +129,7 @@ def test_an_edited_crop_is_noticed(crop, failing, sample, monkeypatch):
 
     edit(monkeypatch, edited, "crop_cutout")
     monkeypatch.setattr(validate_transforms, "check_draws", lambda *_: [])
-    assert failures(sample, ["crop_cutout"])["crop_cutout"] == failing
+    assert names(validate_transforms.validate(sample, "crop_cutout")["crop_cutout"]) == failing
 
 
 def test_a_failing_check_fails_the_command(sample, monkeypatch, capsys):
@@ -154,8 +160,7 @@ ODD = {
             A.RandomResizedCrop((32, 32), p=1.0),
         ],
         {
-            "Affine: rate", "Affine: matrix", "CoarseDropout: rate", "CoarseDropout: holes",
-            "CoarseDropout: hole area", "fill", "pixels neither image nor fill",
+            "Affine: rate", "CoarseDropout: rate", FILL, "pixels neither image nor fill",
         },
         {
             f"{prefix}{name}{suffix}"
@@ -167,14 +172,14 @@ ODD = {
         lambda: [A.Affine(rotate=(-15, 15), border_mode=cv2.BORDER_REFLECT_101, p=0.5)],
         {
             "HorizontalFlip: rate", "Affine: scale", "Affine: shift", "CoarseDropout: rate",
-            "CoarseDropout: holes", "CoarseDropout: hole area", "fill",
+           FILL,
         },
         {"batched Affine"},
     ),
     "a black hole": (
         lambda: [A.CoarseDropout(**HOLE, fill=0, p=0.5)],
         {
-            "HorizontalFlip: rate", "Affine: rate", "Affine: matrix", "fill",
+            "HorizontalFlip: rate", "Affine: rate", FILL,
             "pixels neither image nor fill",
         },
         set(),
@@ -182,7 +187,7 @@ ODD = {
     "a hole of noise": (
         lambda: [A.CoarseDropout(**HOLE, fill="random", p=0.5)],
         {
-            "HorizontalFlip: rate", "Affine: rate", "Affine: matrix", "fill",
+            "HorizontalFlip: rate", "Affine: rate", FILL,
             "pixels neither image nor fill",
         },
         {"batched CoarseDropout"},
@@ -191,8 +196,7 @@ ODD = {
         lambda: [A.OneOf([A.HorizontalFlip(), A.Affine()], p=0.5)],
         {
             "HorizontalFlip: rate", "Affine: rate", "Affine: angle", "Affine: scale",
-            "Affine: shift", "CoarseDropout: rate", "CoarseDropout: holes",
-            "CoarseDropout: hole area", "fill",
+            "Affine: shift", "CoarseDropout: rate", FILL,
         },
         {"OneOf: what it does", "batched OneOf"},
     ),
@@ -206,9 +210,9 @@ def test_what_no_check_covers_is_named_and_nothing_ends_in_a_traceback(
 ):
     edit(monkeypatch, lambda mean, std: middle(mean, std, *steps()))
     monkeypatch.setattr(validate_transforms, "check_draws", lambda *_: [])
-    checks = validate_transforms.validate(sample, ["standard"])["standard"]
-    assert {check.name for check in checks if check.status == "FAIL"} == failing
-    assert {check.name for check in checks if check.status == "unchecked"} == unchecked
+    checks = validate_transforms.validate(sample, "standard")["standard"]
+    assert names(checks) == failing
+    assert names(checks, None) == unchecked
 
 
 def test_things_unchecked_are_counted_apart_and_fail_nothing(sample, monkeypatch, capsys):
@@ -220,16 +224,15 @@ def test_things_unchecked_are_counted_apart_and_fail_nothing(sample, monkeypatch
     assert len(rows) == 3
     assert "GaussianBlur: what it does" in out
     # Of its 30, three batched draws can no longer be checked.
-    assert "27 of 29 checks passed, 2 things unchecked" in out
+    assert "27 of 29 checks passed, 2 unchecked" in out
 
 
-def test_a_step_added_to_the_test_transform_is_named(sample, monkeypatch):
-    flipped = middle(*utils.channel_stats(sample.train_images), A.HorizontalFlip(p=1.0))
+def test_a_step_added_to_the_test_transform_is_named_and_its_chance_noticed(sample, monkeypatch):
+    flipped = middle(*utils.channel_stats(sample.train_images), A.HorizontalFlip(p=0.5))
     monkeypatch.setattr(utils, "test_transform", lambda mean, std: flipped)
-    checks = validate_transforms.validate(sample, [])["test"]
-    assert [check.name for check in checks if check.good is None] == [
-        "HorizontalFlip: what it does"
-    ]
+    checks = validate_transforms.validate(sample)["test"]
+    assert names(checks) == {"the same twice"}
+    assert names(checks, None) == {"HorizontalFlip: what it does"}
 
 
 def test_a_check_that_breaks_off_fails_and_the_others_go_on(sample, monkeypatch):
@@ -239,31 +242,66 @@ def test_a_check_that_breaks_off_fails_and_the_others_go_on(sample, monkeypatch)
 
     monkeypatch.setattr(validate_transforms, "check_fill", broken)
     monkeypatch.setattr(validate_transforms, "check_draws", lambda *_: [])
-    checks = validate_transforms.validate(sample, ["standard"])["standard"]
-    (failed,) = (check for check in checks if check.status == "FAIL")
+    checks = validate_transforms.validate(sample, "standard")["standard"]
+    (failed,) = (check for check in checks if check.good is False)
     assert failed.found == "RuntimeError: two lines"
     assert "batched Affine: values that differ" in {check.name for check in checks}
 
 
-def test_transforms_that_draw_nothing_new_are_noticed(sample, monkeypatch):
-    """A pipeline that ignores the seed: every batch, epoch and worker makes the same."""
+class Stubborn(A.Compose):
+    """Ignores the seed: every batch, epoch and worker makes the same."""
 
-    class Stubborn(A.Compose):
-        def set_random_seed(self, seed: int | None) -> None:
-            super().set_random_seed(0)
+    def set_random_seed(self, seed: int | None) -> None:
+        super().set_random_seed(0)
 
-    def stubborn(mean, std):
-        return Stubborn(utils.train_transform(mean, std).transforms, strict=True)
 
+class Restless(A.Compose):
+    """Ignores the seed: nothing can be repeated."""
+
+    def set_random_seed(self, seed: int | None) -> None:
+        super().set_random_seed(int.from_bytes(os.urandom(4), "big"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "failing"),
+    [
+        (
+            Stubborn,
+            {
+                "another seed: equal images",
+                "another epoch: equal images",
+                "two workers: draws that both make",
+            },
+        ),
+        (Restless, {"same seed: equal images", "two workers: images equal to those of none"}),
+    ],
+)
+def test_transforms_that_ignore_the_seed_are_noticed(kind, failing, sample):
+    steps = utils.train_transform((0.5,) * 3, (0.2,) * 3).transforms
     found = validate_transforms.check_draws(
-        stubborn((0.5,) * 3, (0.2,) * 3), sample.train_images, sample.train_labels
+        kind(steps, strict=True), sample.train_images, sample.train_labels
     )
-    failing = {check.name for check in found if not check.good}
-    assert failing == {
-        "another seed: equal images",
-        "another epoch: equal images",
-        "two workers: draws that both make",
-    }
+    assert names(found) == failing
+
+
+@pytest.mark.parametrize(
+    ("reseed", "failing"),
+    [
+        (lambda generator: generator.manual_seed(0), {"another seed", "another epoch"}),
+        (lambda generator: generator.seed(), {"same seed"}),
+    ],
+)
+def test_a_batched_form_that_ignores_the_seed_is_noticed(reseed, failing, sample, monkeypatch):
+    def ignorant(_generator):
+        own = torch.Generator()
+        reseed(own)
+        return Random(own)
+
+    monkeypatch.setattr(batched, "Random", ignorant)
+    found = validate_transforms.check_draws(
+        utils.train_transform((0.5,) * 3, (0.2,) * 3), sample.train_images, sample.train_labels
+    )
+    assert names(found) == {f"batched, {each}: equal images" for each in failing}
 
 
 def test_a_transform_that_cannot_be_built_fails_in_one_line(sample, monkeypatch):
@@ -272,25 +310,31 @@ def test_a_transform_that_cannot_be_built_fails_in_one_line(sample, monkeypatch)
 
     edit(monkeypatch, misspelt)
     with pytest.warns(UserWarning, match="probability"):
-        failing = failures(sample, ["standard"])
-    assert failing == {"standard": {"runs"}, "test": set()}
+        checks = validate_transforms.validate(sample, "standard")
+    assert names(checks["standard"]) == {"transform: runs"}
+    assert names(checks["test"]) == set()
 
 
 def test_stats_that_are_not_the_images_fail(sample, monkeypatch):
     monkeypatch.setattr(
         utils, "channel_stats", lambda images: ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     )
-    assert failures(sample, [])["test"] == {"mean of each channel", "std of each channel"}
+    checks = validate_transforms.validate(sample)["test"]
+    assert names(checks) == {"mean of each channel", "std of each channel"}
 
 
 # ---------------------------------------------------------------- demo
 
 
+def rows_of(sheet) -> float:
+    """How many rows of images a sheet has room for, by its height."""
+    return (Image.open(sheet).size[1] / 110 - 0.5) / 1.2
+
+
 def test_demo_writes_a_sheet_and_a_film(capsys, tmp_path):
     status, out, error = call(demo_transforms, capsys, "--dry-run", "--output-dir", tmp_path)
     assert status == 0, error
-    sheet = Image.open(tmp_path / "transforms" / "standard.png")
-    assert min(sheet.size) > 600
+    assert rows_of(tmp_path / "transforms" / "standard.png") == pytest.approx(5, abs=0.05)
     film = Image.open(tmp_path / "transforms" / "standard.gif")
     assert film.size == (256, 256)
     # Frames in a row that are equal are stored as one, which is shown for longer.
@@ -321,7 +365,7 @@ def test_a_pad_is_shown_with_its_crop(sample, capsys, tmp_path):
         assert any((middle == crop[8:24, 8:24]).all() for middle in middles)
     flags = ("--dry-run", "--transform", "crop_cutout", "--output-dir", tmp_path)
     assert call(demo_transforms, capsys, *flags)[0] == 0
-    assert Image.open(tmp_path / "transforms" / "crop_cutout.png").size[0] > 600
+    assert rows_of(tmp_path / "transforms" / "crop_cutout.png") == pytest.approx(5, abs=0.05)
 
 
 @odd
@@ -331,7 +375,8 @@ def test_demo_shows_steps_that_nobody_foresaw(
     edit(monkeypatch, lambda mean, std: middle(mean, std, *steps()))
     status, _, error = call(demo_transforms, capsys, "--dry-run", "--output-dir", tmp_path)
     assert (status, error) == (0, "")
-    assert Image.open(tmp_path / "transforms" / "standard.png").size[0] > 600
+    rows = 1 + len(steps()) + 1  # as it was, each alone, all together
+    assert rows_of(tmp_path / "transforms" / "standard.png") == pytest.approx(rows, abs=0.05)
 
 
 def test_demo_shows_every_step_of_a_class_and_sizes_go_with_what_restores_them(sample):

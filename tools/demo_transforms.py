@@ -11,13 +11,14 @@ says.
 """
 
 import argparse
-import copy
 import io
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 
 import cli
@@ -26,6 +27,7 @@ import runs
 import utils
 from fast.batched import A
 from tools import pictures
+from tools.validate_transforms import ENDING, always, apply
 
 DRAWS = 8
 FRAMES, FRAME_SECONDS, SCALE = 30, 0.2, 8
@@ -38,67 +40,56 @@ def steps_alone(pipeline: A.Compose) -> dict[str, A.Compose]:
     the same reason a step that changes the size (a pad) goes with those behind it (the crop), up to
     the one that makes it 32x32 again. A second step of one class is named "GaussianBlur 2".
     """
-    ending = [step for step in pipeline.transforms if _ends(step)]
-    changing = [step for step in pipeline.transforms if not _ends(step)]
+    ending = [step for step in pipeline.transforms if type(step).__name__ in ENDING]
+    changing = [always(step) for step in pipeline.transforms if step not in ending]
     alone: dict[str, A.Compose] = {}
-    steps: list[A.BasicTransform] = []
+    steps, counts = [], Counter()
     for step in changing:
-        always = copy.deepcopy(step)
-        always.p = 1.0
-        steps.append(always)
+        steps.append(step)
         picture = A.Compose(steps, strict=True)(image=np.zeros((32, 32, 3), dtype=np.uint8))
         if picture["image"].shape[:2] == (32, 32) or step is changing[-1]:
-            name = kind = type(step).__name__
-            number = 1
-            while name in alone:
-                number += 1
-                name = f"{kind} {number}"
+            kind = type(step).__name__
+            counts[kind] += 1
+            name = kind if counts[kind] == 1 else f"{kind} {counts[kind]}"
             alone[name] = A.Compose([*steps, *ending], strict=True)
             steps = []
     return alone
-
-
-def _ends(step: A.BasicTransform) -> bool:
-    return type(step).__name__ in ("Normalize", "ToTensorV2")
 
 
 def draws(
     pipeline: A.Compose, image: np.ndarray, count: int, mean: utils.RGB, std: utils.RGB
 ) -> np.ndarray:
     """That many outputs of the pipeline, uint8 (count, 32, 32, 3), the same at every call."""
-    pipeline.set_random_seed(0)
-    outputs = [pipeline(image=image)["image"] for _ in range(count)]
+    outputs, _ = apply(pipeline, [image] * count)
     return np.stack([utils.to_pixels(output, mean, std) for output in outputs])
 
 
 def sheet(pipeline: A.Compose, image: np.ndarray, mean: utils.RGB, std: utils.RGB) -> bytes:
     """A row of draws for each step alone, and one for the whole pipeline, as PNG."""
     rows = {"raw": np.stack([image] * DRAWS)}
-    for name, alone in steps_alone(pipeline).items():
+    for name, alone in (steps_alone(pipeline) | {"all together": pipeline}).items():
         rows[name] = draws(alone, image, DRAWS, mean, std)
-    rows["all together"] = draws(pipeline, image, DRAWS, mean, std)
-    stats = ", ".join(
-        f"{name} {' '.join(f'{value:.4f}' for value in values)}"
-        for name, values in (("mean", mean), ("std", std))
+    stats = (" ".join(f"{value:.4f}" for value in values) for values in (mean, std))
+    figure = Figure(figsize=(1.2 * DRAWS + 1.6, 1.2 * len(rows) + 0.5), layout="constrained")
+    figure.suptitle(
+        "Each step alone (always applied), and all together\nmean {}, std {}".format(*stats)
     )
-    return plots.image_rows(rows, f"Each step alone (always applied), and all together\n{stats}")
+    grid = figure.subplots(len(rows), DRAWS)
+    for axes_row, (name, images) in zip(grid, rows.items(), strict=True):
+        axes_row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for axes, drawn in zip(axes_row, images, strict=True):
+            axes.imshow(drawn)
+            axes.set(xticks=[], yticks=[])
+    return plots.png(figure)
 
 
 def film(pipeline: A.Compose, image: np.ndarray, mean: utils.RGB, std: utils.RGB) -> bytes:
     """An endless animated GIF of draws of the whole pipeline, enlarged."""
-    frames = [
-        Image.fromarray(frame).resize((32 * SCALE,) * 2, Image.Resampling.NEAREST)
-        for frame in draws(pipeline, image, FRAMES, mean, std)
-    ]
+    large = draws(pipeline, image, FRAMES, mean, std).repeat(SCALE, axis=1).repeat(SCALE, axis=2)
+    first, *others = map(Image.fromarray, large)
     buffer = io.BytesIO()
-    frames[0].save(
-        buffer,
-        "GIF",
-        save_all=True,
-        append_images=frames[1:],
-        duration=round(1000 * FRAME_SECONDS),
-        loop=0,
-    )
+    options = {"duration": round(1000 * FRAME_SECONDS), "loop": 0}
+    first.save(buffer, "GIF", save_all=True, append_images=others, **options)
     return buffer.getvalue()
 
 
@@ -115,27 +106,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a training transform, by the name that recipes know it by (default: %(default)s)",
     )
     cli.add_data_flags(parser)
-
-    def work(args: argparse.Namespace) -> None:
-        own = pictures.read_picture(args.image) if args.image else None
-        data = cli.load_data(args)
-        image = data.train_images[0] if own is None else own
-        mean, std = utils.channel_stats(data.train_images)
-        try:
-            pipeline = utils.TRANSFORMS[args.transform](mean, std)
-            drawn = {
-                "png": sheet(pipeline, image, mean, std),
-                "gif": film(pipeline, image, mean, std),
-            }
-        except Exception as error:  # whatever an edit may have broken
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise cli.UsageError(f"{args.transform} cannot be shown: {reason}") from None
-        folder = Path(args.output_dir) / "transforms"
-        folder.mkdir(parents=True, exist_ok=True)
-        for ending, picture in drawn.items():
-            print(runs.write_file(folder / f"{args.transform}.{ending}", picture))
-
     return cli.run(parser, work, arguments)
+
+
+def work(args: argparse.Namespace) -> None:
+    """Writes the sheet and the film."""
+    own = pictures.read_picture(args.image) if args.image else None
+    data = cli.load_data(args)
+    image = data.train_images[0] if own is None else own
+    stats = utils.channel_stats(data.train_images)
+    try:
+        pipeline = utils.TRANSFORMS[args.transform](*stats)
+        drawn = {"png": sheet(pipeline, image, *stats), "gif": film(pipeline, image, *stats)}
+    except Exception as error:  # whatever an edit may have broken
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise cli.UsageError(f"{args.transform} cannot be shown: {reason}") from None
+    folder = Path(args.output_dir) / "transforms"
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending, picture in drawn.items():
+        print(runs.write_file(folder / f"{args.transform}.{ending}", picture))
 
 
 if __name__ == "__main__":

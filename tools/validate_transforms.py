@@ -5,7 +5,7 @@
     python -m tools.validate_transforms --transform crop_cutout # one training transform alone
 
 It checks whatever the training transforms of RATES (`utils.train_transform` is "standard") and
-`utils.test_transform` return, against what this repository promises of them (RATES, PROMISES):
+`utils.test_transform` return, against what this repository promises of them (RATES, RANGES):
 after an edit it tells at once what changed or broke. If a change was meant, change the promise with
 it.
 
@@ -15,37 +15,38 @@ no promise names, or that has no batched form to compare, is listed as unchecked
 """
 
 import argparse
+import copy
 import math
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 import cifar10
 import cli
 import utils
-from fast.batched import READERS, A, BatchedTransform, UnknownTransformError
+from fast.batched import A, UnknownTransformError, read
 
 RATES = {  # of each transform's steps, when its probability is left at 0.5
     "standard": {"HorizontalFlip": 0.5, "Affine": 0.5, "CoarseDropout": 0.5},
     "crop_cutout": {"RandomCrop": 1.0, "HorizontalFlip": 0.5, "CoarseDropout": 0.5},
 }
-PROMISES = {
-    "crop": 4,  # pixels, either way
-    "angle": 15.0,  # degrees, either way
-    "scale": 0.1,  # more or less than 1
-    "shift": 0.1,  # of the width or height, either way
-    "holes": 1,
-    "hole area": 16 * 16,  # pixels
+RANGES = {  # of what the steps draw
+    "angle": (-15.0, 15.0),  # degrees
+    "scale": (0.9, 1.1),
+    "shift": (-0.1, 0.1),  # of the width or height
+    "holes": (1, 1),
+    "hole area": (16 * 16, 16 * 16),  # pixels
 }
-# They end every pipeline or belong to a crop, and are checked with it, by its outputs.
-NEED_NO_PROMISE = ("PadIfNeeded", "Normalize", "ToTensorV2")
+SHIFTS = 9  # of a crop, whole pixels from -4 to 4, to the sides as up and down
+ENDING = ("Normalize", "ToTensorV2")
 MOST_IMAGES = 4000  # for what takes Albumentations, image by image
+STATUS = {True: "ok", False: "FAIL", None: "unchecked"}
 SIGMAS = 4.5  # an honest rate strays further once in 150,000 checks
-CPU = torch.device("cpu")
-FULL = utils.Precision(torch.float32, torch.contiguous_format)
 
 
 class Check(NamedTuple):
@@ -56,362 +57,221 @@ class Check(NamedTuple):
     found: str
     good: bool | None  # None: nothing here can tell
 
-    @property
-    def status(self) -> str:
-        """ "ok", "FAIL" or "unchecked"."""
-        return "unchecked" if self.good is None else "ok" if self.good else "FAIL"
+
+def within(name: str, values: object, low: float, high: float, reach: float = math.inf) -> Check:
+    """All values lie from low to high, and come as close as `reach` to both."""
+    least, most = np.min(values), np.max(values)
+    good = low <= least and most <= high and max(least - low, high - most) <= reach
+    ends = [f"{end:,.9g}" for end in np.round([low, high, least, most], 4) + 0.0]  # no -0
+    wanted, found = (" to ".join(dict.fromkeys(pair)) for pair in (ends[:2], ends[2:]))
+    return Check(name, wanted, found, bool(good))
 
 
-class Applied(NamedTuple):
-    """What the training transform did to one image: its parameters by the transform's name."""
-
-    tensor: torch.Tensor
-    parameters: dict[str, dict]
-
-
-def apply(pipeline: A.Compose, images: np.ndarray, seed: int = 0) -> list[Applied]:
-    """The pipeline on each image, with the parameters that it drew."""
-    telling = A.Compose(pipeline.transforms, save_applied_params=True, strict=True, seed=seed)
-    results = []
-    for image in images:
-        result = telling(image=image)
-        results.append(Applied(result["image"], dict(result["applied_transforms"])))
-    return results
+def near(name: str, shares: object, wanted: float, count: int) -> Check:
+    """The shares are what a chance of `wanted` gives in so many draws (binomial distribution)."""
+    tolerance = SIGMAS * math.sqrt(wanted * (1 - wanted) / count)
+    return within(name, shares, wanted - tolerance, wanted + tolerance)
 
 
-def check_output(tensors: list[object]) -> Iterator[Check]:
-    """Shape, type and values of a pipeline's output."""
-    shapes = {tuple(getattr(tensor, "shape", ())) for tensor in tensors}
-    types = {str(getattr(tensor, "dtype", type(tensor).__name__)) for tensor in tensors}
-    yield Check("shape", "(3, 32, 32)", _list(shapes), shapes == {(3, 32, 32)})
-    yield Check("type", "torch.float32", _list(types), types == {"torch.float32"})
-    if types == {"torch.float32"} and len(shapes) == 1:
-        broken = sum(not bool(torch.isfinite(tensor).all()) for tensor in tensors)
-        yield Check("images with NaN or infinity", "0", str(broken), broken == 0)
+def apply(pipeline: A.Compose, images: Iterable, seed: int = 0) -> tuple[list, list[dict]]:
+    """The pipeline's output of each image, and what its steps drew for it, by the step's name."""
+    options = {"save_applied_params": True, "strict": True, "seed": seed}
+    telling = A.Compose(pipeline.transforms, p=pipeline.p, **options)
+    results = [telling(image=image) for image in images]
+    drawn = [dict(result["applied_transforms"]) for result in results]
+    return [result["image"] for result in results], drawn
 
 
-def check_normalisation(tensors: list[torch.Tensor]) -> Iterator[Check]:
-    """Outputs of the test transform for the very images whose stats it has."""
-    pixels = torch.stack(tensors).double()
-    means = pixels.mean(dim=(0, 2, 3))
-    stds = pixels.std(dim=(0, 2, 3), unbiased=False)
-    good = means.abs().max() < 1e-3
-    yield Check("mean of each channel", "0 ± 0.001", _numbers(means), bool(good))
-    good = (stds - 1).abs().max() < 1e-3
-    yield Check("std of each channel", "1 ± 0.001", _numbers(stds), bool(good))
+def always(step: A.BasicTransform) -> A.BasicTransform:
+    """The same step, applied to every image."""
+    step = copy.deepcopy(step)
+    step.p = 1.0
+    return step
 
 
-def check_rates(rates: dict[str, float], applied: list[Applied]) -> Iterator[Check]:
-    """How often each step was applied."""
-    count = len(applied)
+def check_output(outputs: list[object]) -> Iterator[Check]:
+    """Shape, type and values of what a pipeline returned."""
+    shapes = {str(tuple(output.shape)) for output in outputs}
+    types = {str(output.dtype) for output in outputs}
+    for name, found, wanted in (("shape", shapes, "(3, 32, 32)"), ("type", types, "torch.float32")):
+        yield Check(name, wanted, ", ".join(sorted(found)[:4]), found == {wanted})
+    broken = sum(not bool(torch.as_tensor(output).isfinite().all()) for output in outputs)
+    yield within("images with NaN or infinity", broken, 0, 0)
+
+
+def check_test(pipeline: A.Compose, images: np.ndarray) -> Iterator[Check]:
+    """The test transform normalises, and does nothing by chance."""
+    own = utils.test_transform(*utils.channel_stats(images))
+    pixels = torch.stack(apply(own, images)[0]).double().numpy()
+    yield within("mean of each channel", pixels.mean(axis=(0, 2, 3)), -0.001, 0.001)
+    yield within("std of each channel", pixels.std(axis=(0, 2, 3)), 0.999, 1.001)
+    once, again = (torch.stack(apply(pipeline, images[:100], seed)[0]) for seed in (0, 1))
+    yield within("the same twice", _equal([once], [again]), 1, 1)
+
+
+def check_steps(rates: dict[str, float], drawn: list[dict[str, dict]]) -> Iterator[Check]:
+    """How often each step was applied, and with what; never applied, it fails by its rate."""
     for step, wanted in rates.items():
-        found = sum(step in each.parameters for each in applied) / count
-        tolerance = _tolerance(wanted, count)
-        good = abs(found - wanted) <= tolerance
-        yield Check(f"{step}: rate", f"{wanted:g} ± {tolerance:.3f}", f"{found:.3f}", good)
+        parameters = [each[step] for each in drawn if step in each]
+        yield near(f"{step}: rate", len(parameters) / len(drawn), wanted, len(drawn))
+        if parameters:
+            yield from _all_of(step, check_parameters(step, parameters))
 
 
-def check_promised(pipeline: A.Compose, promised: Collection[str]) -> Iterator[Check]:
-    """Names the steps of which nothing was promised."""
-    for name in dict.fromkeys(type(step).__name__ for step in pipeline.transforms):
-        if name not in promised and name not in NEED_NO_PROMISE:
-            yield Check(f"{name}: what it does", "a promise in RATES", "none", None)
-
-
-def check_crop(applied: list[Applied]) -> Iterator[Check]:
-    """Every shift in whole pixels equally often, to the sides as up and down."""
-    corners = [
-        each.parameters["RandomCrop"]["crop_coords"][:2]
-        for each in applied
-        if "RandomCrop" in each.parameters
-    ]
-    if not corners:
-        yield Check("RandomCrop: shift", "applied to some images", "to none", False)
-        return
-    most = PROMISES["crop"]
-    shifts = 2 * most + 1
-    tolerance = _tolerance(1 / shifts, len(corners))
-    for way, starts in zip(("sideways", "up and down"), np.array(corners).T, strict=True):
-        low, high = starts.min() - most, starts.max() - most
-        shares = np.bincount(starts, minlength=shifts) / len(corners)
-        good = len(shares) == shifts and np.abs(shares - 1 / shifts).max() <= tolerance
-        yield Check(
-            f"RandomCrop: {way}",
-            f"-{most} to {most} pixels, each {1 / shifts:.3f} ± {tolerance:.3f}",
-            f"{low} to {high}, {shares.min():.3f} to {shares.max():.3f}",
-            bool(good),
-        )
-
-
-def check_affine(applied: list[Applied], size: int) -> Iterator[Check]:
-    """Angle, scale and shift, out of the matrices that were applied."""
-    matrices = [
-        each.parameters["Affine"]["matrix"] for each in applied if "Affine" in each.parameters
-    ]
-    if not matrices:
-        yield Check("Affine: matrix", "applied to some images", "to none", False)
-        return
-    matrices = np.array(matrices)
-    # [[s cos a, -s sin a], [s sin a, s cos a]] up to the sense of rotation
-    scales = np.sqrt(np.abs(np.linalg.det(matrices[:, :2, :2])))
-    angles = np.degrees(np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0]))
-    middle = np.array([(size - 1) / 2, (size - 1) / 2, 1.0])
-    shifts = (matrices[:, :2] @ middle - middle[:2]).ravel() / size
-    for name, values, unit in (
-        ("angle", angles, " degrees"),
-        ("scale", scales - 1, ""),
-        ("shift", shifts, " of the side"),
-    ):
-        bound = PROMISES[name]
-        low, high = values.min(), values.max()
+def check_parameters(step: str, drawn: list[dict]) -> Iterator[Check]:
+    """What one step drew lies in RANGES, and fills them; the shifts of a crop are equally often."""
+    values = {}
+    if step == "Affine":
+        matrices = np.array([each["matrix"] for each in drawn])
+        # [[s cos a, -s sin a], [s sin a, s cos a]] up to the sense of rotation
+        values["angle"] = np.degrees(np.arctan2(matrices[:, 1, 0], matrices[:, 0, 0]))
+        values["scale"] = np.sqrt(np.abs(np.linalg.det(matrices[:, :2, :2])))
+        values["shift"] = (matrices[:, :2] @ [15.5, 15.5, 1] - 15.5) / 32
+    elif step == "CoarseDropout":
+        holes = np.concatenate([each["holes"] for each in drawn])  # x_min, y_min, x_max, y_max
+        values["holes"] = np.array([len(each["holes"]) for each in drawn])
+        values["hole area"] = (holes[:, 2:] - holes[:, :2]).prod(axis=1)
+    elif step == "RandomCrop":
+        corners = np.array([each["crop_coords"][:2] for each in drawn]).clip(max=SHIFTS - 1)
+        for way, starts in zip(("sideways", "up and down"), corners.T, strict=True):
+            shares = np.bincount(starts, minlength=SHIFTS) / len(drawn)
+            yield near(f"RandomCrop: each shift {way}", shares, 1 / SHIFTS, len(drawn))
+    for name, found in values.items():
+        low, high = RANGES[name]
         # A range that is never used is as wrong as one that is left.
-        good = -1.001 * bound <= low <= -0.8 * bound and 0.8 * bound <= high <= 1.001 * bound
-        wanted = f"fills -{bound:g} to {bound:g}{unit}"
-        yield Check(f"Affine: {name}", wanted, f"{low:.3f} to {high:.3f}", bool(good))
-
-
-def check_holes(applied: list[Applied]) -> Iterator[Check]:
-    """Number and area of the holes."""
-    drawn = [
-        each.parameters["CoarseDropout"]["holes"]
-        for each in applied
-        if "CoarseDropout" in each.parameters
-    ]
-    counts = {len(holes) for holes in drawn}
-    areas = {int((x2 - x1) * (y2 - y1)) for holes in drawn for x1, y1, x2, y2 in holes}
-    for name, found in (("holes", counts), ("hole area", areas)):
-        wanted = PROMISES[name]
-        yield Check(f"CoarseDropout: {name}", str(wanted), _list(found), found == {wanted})
+        yield within(f"{step}: {name}", found.round(3), low, high, reach=0.1 * (high - low))
 
 
 def check_fill(pipeline: A.Compose, mean: utils.RGB, std: utils.RGB) -> Iterator[Check]:
     """White images come out white but for the fill, which is the mean colour: about zero."""
-    white = np.full((400, 32, 32, 3), 255, dtype=np.uint8)
     fill = tuple(round(255 * value) for value in mean)
-    wrong, seen = 0, 0
-    for tensor, parameters in apply(pipeline, white, seed=1):
-        pixels = utils.to_pixels(tensor, mean, std)
-        is_fill = (pixels == fill).all(axis=2)
-        is_white = (pixels == 255).all(axis=2)
-        seen += int(is_fill.sum())
-        between = ~(is_fill | is_white)  # on the edge that Affine interpolates across
-        if "Affine" not in parameters:
-            wrong += int(between.sum())
-            holes = "CoarseDropout" in parameters
-            wrong += int(is_fill.sum()) != holes * PROMISES["holes"] * PROMISES["hole area"]
-        elif between.any():
-            colours = pixels[between].astype(int)
-            wrong += int(((colours < np.array(fill) - 1) | (colours > 255)).any(axis=1).sum())
-    yield Check("fill", f"the mean colour {fill}", f"{seen:,} pixels of it", seen > 0)
-    yield Check("pixels neither image nor fill", "0", str(wrong), wrong == 0)
+    hole, wrong, seen = RANGES["hole area"][0], 0, 0
+    white = np.full((400, 32, 32, 3), 255, dtype=np.uint8)
+    for output, drawn in zip(*apply(pipeline, white, seed=1), strict=True):
+        pixels = utils.to_pixels(output, mean, std).astype(int)
+        filled = (pixels == fill).all(axis=2)
+        others = pixels[~filled & (pixels < 255).any(axis=2)]
+        seen += filled.sum()
+        if "Affine" in drawn:  # it interpolates between fill and image
+            wrong += (others < np.array(fill) - 1).any(axis=1).sum()
+        else:
+            wrong += len(others) + (filled.sum() != hole * ("CoarseDropout" in drawn))
+    yield within("fill: pixels of the mean colour", seen, 1, white[..., 0].size)
+    yield within("pixels neither image nor fill", wrong, 0, 0)
 
 
 def check_draws(pipeline: A.Compose, images: np.ndarray, labels: np.ndarray) -> Iterator[Check]:
     """The same seed gives the same batches; other seeds, epochs and workers give others."""
     images, labels = images[:512], labels[:512]
 
-    def batches(seed: int = 0, epoch: int = 1, workers: int = 0, batched: bool = False) -> list:
-        loader = utils.make_loader(
-            images,
-            labels,
-            pipeline,
-            64,
-            shuffle=False,
-            device=CPU,
-            precision=FULL,
-            batched=batched,
-            seed=seed,
-            workers=workers,
-        )
+    def batches(images: np.ndarray = images, epoch: int = 1, **options: int) -> list[torch.Tensor]:
+        precision = utils.Precision(torch.float32, torch.contiguous_format)
+        where = {"device": torch.device("cpu"), "precision": precision}
+        loader = utils.make_loader(images, labels, pipeline, 64, shuffle=False, **where, **options)
         loader.sampler.set_epoch(epoch)
         return [batch for batch, _ in loader]
 
-    def same(first: list, second: list) -> float:
-        """Share of the images that are equal in both."""
-        pairs = zip(torch.cat(first), torch.cat(second), strict=True)
-        return sum(torch.equal(one, other) for one, other in pairs) / len(images)
-
-    forms = {"": False}
-    try:
-        BatchedTransform.from_compose(pipeline)
-        forms["batched, "] = True
-    except UnknownTransformError:
-        pass
-    for form, batched in forms.items():
-        base = batches(batched=batched)
-        share = same(base, batches(batched=batched))
-        yield Check(f"{form}same seed: equal images", "all", f"{share:.1%}", share == 1)
-        for what, other in (("seed", {"seed": 1}), ("epoch", {"epoch": 2})):
-            share = same(base, batches(batched=batched, **other))
-            # Flip or not, and often nothing else: many images are equal by chance.
-            good = share < 0.5
-            yield Check(f"{form}another {what}: equal images", "under 50 %", f"{share:.1%}", good)
-    share = same(batches(), batches(workers=2))
-    yield Check("two workers: images equal to those of none", "all", f"{share:.1%}", share == 1)
-    images = np.repeat(images[:1], len(images), axis=0)  # only the draws tell them apart
-    made = batches(workers=2)
-    share = same(made[0::2] * 2, made[1::2] * 2)  # the workers take turns
-    good = share < 0.5
-    yield Check("two workers: draws that both make", "under 50 %", f"{share:.1%}", good)
+    # Flip or not, and often nothing else: many images are equal by chance.
+    for form in (False, True) if utils.choose_loader(pipeline).batched else (False,):
+        base, again = batches(batched=form), batches(batched=form)
+        seed, epoch = batches(batched=form, seed=1), batches(batched=form, epoch=2)
+        name = "batched, " * form
+        yield within(f"{name}same seed: equal images", _equal(base, again), 1, 1)
+        yield within(f"{name}another seed: equal images", _equal(base, seed), 0, 0.5)
+        yield within(f"{name}another epoch: equal images", _equal(base, epoch), 0, 0.5)
+    alone, two = batches(batched=False), batches(batched=False, workers=2)
+    yield within("two workers: images equal to those of none", _equal(alone, two), 1, 1)
+    copies = np.repeat(images[:1], len(images), axis=0)  # only the draws tell them apart
+    made = batches(copies, batched=False, workers=2)  # the workers take turns
+    yield within("two workers: draws that both make", _equal(made[0::2], made[1::2]), 0, 0.5)
 
 
 def check_agreement(pipeline: A.Compose, images: np.ndarray) -> Iterator[Check]:
-    """Each step's batched form against Albumentations, with the same parameters."""
-    images = images[:500]  # as the step gets them: padded ones, for a crop
+    """Each step's batched form against Albumentations, applied always, with the same parameters.
+
+    Args:
+        images: uint8 (N, H, W, 3); steps behind one that changes the size get its outputs.
+    """
     for step in pipeline.transforms:
         name = type(step).__name__
-        if name in ("Normalize", "ToTensorV2"):
+        if name in ENDING:
             continue
-        telling = A.Compose([step], save_applied_params=True, strict=True, seed=2)
-        outputs, drawn, touched = [], [], []
-        for index, image in enumerate(images):
-            result = telling(image=image)
-            if result["applied_transforms"]:
-                touched.append(index)
-                outputs.append(result["image"])
-                drawn.append(result["applied_transforms"][0][1])
-        before = images[touched]
-        if touched and outputs[0].shape != images[0].shape:  # the next step's images are larger
-            images = np.stack(outputs)
+        outputs, drawn = apply(A.Compose([always(step)]), images, seed=2)
+        before = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        theirs = np.stack(outputs)
+        images = images if theirs.shape == images.shape else theirs
         try:
-            ours = READERS[type(step)](step)
-        except KeyError:
-            yield Check(f"batched {name}", "a batched form", "none: runs image by image", None)
-            continue
-        except UnknownTransformError as error:  # of another setting than this
+            batched = read(step)
+        except UnknownTransformError as error:
             yield Check(f"batched {name}", "a batched form", f"none of {error}", None)
             continue
-        if not touched:
-            yield Check(f"batched {name}", "applied to some images", "to none", False)
-            continue
-        planar = torch.from_numpy(before).permute(0, 3, 1, 2).contiguous()
-        pixels = ours.apply(planar, *batched_parameters(name, drawn)).permute(0, 2, 3, 1)
-        difference = np.abs(pixels.numpy().astype(int) - np.stack(outputs).astype(int))
+        parameters = _batched_parameters(name, [each[name] for each in drawn])
+        ours = batched.apply(before, *parameters).permute(0, 2, 3, 1).numpy()
+        difference = np.abs(ours.astype(int) - theirs)
         share, most = (difference > 0).mean(), difference.max()
-        yield Check(
-            f"batched {name}: values that differ",
-            "under 0.5 %, by one grey level",
-            f"{share:.4%}, by {most}",
-            bool(share < 0.005 and most <= 1),
-        )
+        # A level off in one of the jitter's adjustments is more after those behind it.
+        rare = 1e-4 if name == "ColorJitter" else 0.0
+        good = share < 0.005 and (difference > 1).mean() <= rare and ours.dtype == theirs.dtype
+        wanted, found = "under 0.5 %, by one grey level", f"{share:.4%}, by {most}"
+        yield Check(f"batched {name}: values that differ", wanted, found, bool(good))
 
 
-def batched_parameters(name: str, drawn: list[dict]) -> tuple[torch.Tensor, ...]:
+def _batched_parameters(name: str, drawn: list[dict]) -> tuple[torch.Tensor, ...]:
     """What Albumentations drew, in the form that the batched step of that name takes."""
     if name == "Affine":
         return (torch.tensor(np.stack([each["matrix"][:2] for each in drawn])).float(),)
-    if name == "CoarseDropout":
-        most = max(len(each["holes"]) for each in drawn)
-        holes = np.zeros((len(drawn), most, 4), dtype=np.int64)
-        for row, each in zip(holes, drawn, strict=True):
-            row[: len(each["holes"])] = each["holes"]
-        return (torch.from_numpy(holes),)
+    if name == "CoarseDropout":  # an empty hole where there are fewer
+        return (pad_sequence([torch.tensor(each["holes"]) for each in drawn], batch_first=True),)
     if name == "RandomCrop":
-        corners = np.array([each["crop_coords"][:2] for each in drawn])
-        return torch.from_numpy(corners[:, 0]), torch.from_numpy(corners[:, 1])
+        return torch.tensor([each["crop_coords"][:2] for each in drawn]).unbind(1)
     if name == "ColorJitter":
-        names = ("brightness", "contrast", "saturation", "hue")
-        factors = torch.tensor([[each[name] for name in names] for each in drawn])
+        kinds = ("brightness", "contrast", "saturation", "hue")
+        factors = torch.tensor([[each[kind] for kind in kinds] for each in drawn])
         return factors, torch.tensor([list(each["order"]) for each in drawn])
     return ()
 
 
-def validate(
-    data: cifar10.CIFAR10, transforms: Sequence[str] = tuple(RATES)
-) -> dict[str, list[Check]]:
-    """All checks of the training transforms of these names, and of the test transform, by name."""
-    images = data.train_images[:MOST_IMAGES]
-    mean, std = utils.channel_stats(data.train_images)
-    checks = {}
-    for name in (*transforms, "test"):
-        build = utils.test_transform if name == "test" else utils.TRANSFORMS[name]
-        try:
-            pipeline = build(mean, std)
-            outputs = [pipeline(image=image)["image"] for image in images]
-            unchecked = list(check_promised(pipeline, RATES.get(name, ())))
-        except Exception as error:  # whatever an edit may have broken
-            checks[name] = [Check("runs", "yes", _one_line(error), False)]
-            continue
-        checks[name] = list(check_output(outputs))
-        if all(each.good for each in checks[name]):
-            if name == "test":
-                more = check_test(pipeline, images)
-            else:
-                more = check_train(pipeline, RATES[name], data, images, mean, std)
-            checks[name] += _all_of("runs", more)
-        checks[name] += unchecked
-    return checks
+def validate(data: cifar10.CIFAR10, *transforms: str) -> dict[str, list[Check]]:
+    """All checks of these training transforms, and of the test transform, by name."""
+    names = (*transforms, "test")
+    return {name: list(_all_of("transform", check_transform(name, data))) for name in names}
 
 
-def check_train(
-    pipeline: A.Compose,
-    rates: dict[str, float],
-    data: cifar10.CIFAR10,
-    images: np.ndarray,
-    mean: utils.RGB,
-    std: utils.RGB,
-) -> Iterator[Check]:
-    """What a training transform draws, and what that does to the pixels.
-
-    A check that an unforeseen step breaks is one that fails; the others go on.
-    """
-    applied = apply(pipeline, images)
-    yield from _all_of("rates", check_rates(rates, applied))
-    if "Affine" in rates:
-        yield from _all_of("Affine", check_affine(applied, images.shape[1]))
-    if "RandomCrop" in rates:
-        yield from _all_of("RandomCrop", check_crop(applied))
-    yield from _all_of("CoarseDropout", check_holes(applied))
-    yield from _all_of("fill", check_fill(pipeline, mean, std))
-    yield from _all_of("draws", check_draws(pipeline, data.train_images, data.train_labels))
-    yield from _all_of("batched form", check_agreement(pipeline, images))
+def check_transform(name: str, data: cifar10.CIFAR10) -> Iterator[Check]:
+    """One transform's checks. What an unforeseen step breaks fails; the other checks go on."""
+    images, rates = data.train_images[:MOST_IMAGES], RATES.get(name, {})
+    stats = utils.channel_stats(data.train_images)
+    pipeline = (utils.TRANSFORMS | {"test": utils.test_transform})[name](*stats)
+    outputs, drawn = apply(pipeline, images)
+    checks = list(check_output(outputs))
+    yield from checks
+    if not all(check.good for check in checks):
+        pass  # what follows needs such outputs
+    elif name == "test":
+        yield from _all_of("test", check_test(pipeline, images))
+    else:
+        yield from check_steps(rates, drawn)
+        yield from _all_of("fill", check_fill(pipeline, *stats))
+        yield from _all_of("draws", check_draws(pipeline, data.train_images, data.train_labels))
+        yield from _all_of("batched form", check_agreement(pipeline, images[:500]))
+    for step in dict.fromkeys(type(step).__name__ for step in pipeline.transforms):
+        # A pad belongs to its crop, and is checked with it.
+        if step not in (*rates, "PadIfNeeded", *ENDING):
+            yield Check(f"{step}: what it does", "a promise in RATES", "none", None)
 
 
 def _all_of(name: str, checks: Iterable[Check]) -> Iterator[Check]:
     """These checks, and where they break off, one that failed."""
     try:
         yield from checks
-    except Exception as error:
-        yield Check(f"{name}: can be checked", "yes", _one_line(error), False)
+    except Exception as error:  # whatever an edit may have broken
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        yield Check(f"{name}: runs", "yes", reason, False)
 
 
-def check_test(pipeline: A.Compose, images: np.ndarray) -> Iterator[Check]:
-    """The test transform normalises, and does nothing by chance."""
-    own = utils.test_transform(*utils.channel_stats(images))
-    yield from check_normalisation([own(image=image)["image"] for image in images])
-    first, second = ([pipeline(image=image)["image"] for image in images[:100]] for _ in range(2))
-    equal = sum(torch.equal(one, other) for one, other in zip(first, second, strict=True))
-    yield Check("the same twice", "all", f"{equal} of {len(first)}", equal == len(first))
-
-
-def table(checks: dict[str, list[Check]]) -> str:
-    """The checks as aligned columns."""
-    rows = [("transform", "check", "wanted", "found", "")]
-    for name, each in checks.items():
-        rows += [(name, *check[:3], check.status) for check in each]
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
-
-
-def _tolerance(rate: float, count: int) -> float:
-    """How far an honest rate may be off in so many draws: the binomial distribution's deviation."""
-    return SIGMAS * math.sqrt(rate * (1 - rate) / count)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _list(values: set) -> str:
-    return ", ".join(str(value) for value in sorted(values, key=str)[:4]) or "none"
-
-
-def _numbers(values: torch.Tensor) -> str:
-    return " ".join(f"{value:.5f}" for value in values.tolist())
+def _equal(some: list[torch.Tensor], others: list[torch.Tensor]) -> float:
+    """The share of the images that are equal in both."""
+    return (torch.cat(some) == torch.cat(others)).flatten(1).all(dim=1).double().mean().item()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -420,25 +280,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="tools.validate_transforms",
         description="Checks what the transforms do; exit status 1 if a check fails.",
     )
-    parser.add_argument(
-        "--transform",
-        choices=list(RATES),
-        help="a training transform, by the name that recipes know it by (default: all of these)",
-    )
+    help = "a training transform, by the name that recipes know it by (default: all of these)"
+    parser.add_argument("--transform", choices=list(RATES), help=help)
     cli.add_data_flags(parser)
-
-    def work(args: argparse.Namespace) -> int:
-        checks = validate(cli.load_data(args), [args.transform] if args.transform else list(RATES))
-        results = [check.status for each in checks.values() for check in each]
-        failed, unchecked = results.count("FAIL"), results.count("unchecked")
-        print(table(checks))
-        line = f"{results.count('ok')} of {len(results)} checks passed"
-        if unchecked:
-            line += f", {unchecked} {'thing' if unchecked == 1 else 'things'} unchecked"
-        print(f"\n{line}")
-        return 1 if failed else 0
-
     return cli.run(parser, work, arguments)
+
+
+def work(args: argparse.Namespace) -> int:
+    """Prints the table of checks; returns 1 if one failed."""
+    checks = validate(cli.load_data(args), *([args.transform] if args.transform else RATES))
+    rows = [("transform", "check", "wanted", "found", "")]
+    for name, each in checks.items():
+        rows += [(name, *check[:3], STATUS[check.good]) for check in each]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
+    counts = Counter(row[-1] for row in rows[1:])
+    things = f", {counts['unchecked']} unchecked" * bool(counts["unchecked"])
+    print(f"\n{counts['ok']} of {len(rows) - 1} checks passed{things}")
+    return 1 if counts["FAIL"] else 0
 
 
 if __name__ == "__main__":
