@@ -124,7 +124,7 @@ def test_an_edit_fails_the_checks_that_it_breaks_and_no_other(
 )
 def test_an_edited_crop_is_noticed(crop, failing, sample, monkeypatch):
     def edited(mean, std):
-        _, _, *others = utils.crop_cutout_transform(mean, std).transforms
+        _, _, *others = utils.train_transform(mean, std, name="crop_cutout").transforms
         return A.Compose([*crop, *others], strict=True)
 
     edit(monkeypatch, edited, "crop_cutout")
@@ -356,7 +356,7 @@ def test_a_step_alone_is_always_applied_and_nothing_else_is(sample):
 
 def test_a_pad_is_shown_with_its_crop(sample, capsys, tmp_path):
     mean, std = utils.channel_stats(sample.train_images)
-    alone = demo_transforms.steps_alone(utils.crop_cutout_transform(mean, std))
+    alone = demo_transforms.steps_alone(utils.train_transform(mean, std, name="crop_cutout"))
     assert list(alone) == ["RandomCrop", "HorizontalFlip", "CoarseDropout"]
     image = sample.train_images[0]
     for crop in demo_transforms.draws(alone["RandomCrop"], image, 5, mean, std):

@@ -31,7 +31,7 @@ import plots
 import runs
 import utils
 
-REFERENCE = HERE / "output" / "reference"
+REFERENCE = utils.HERE / "output" / "reference"
 # Class name to what load_network takes.
 NETWORKS = {
     "CNN_Model_1": "1",
@@ -108,7 +108,7 @@ COLUMNS = {
 def size_of(network: str) -> tuple[int, float]:
     """(parameters, millions of multiply-adds an image of 32x32)."""
     choice = NETWORKS[network]
-    path = str(HERE / choice) if choice.endswith(".py") else choice
+    path = str(utils.HERE / choice) if choice.endswith(".py") else choice
     model = networks.load_network(path).build().eval()
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(torch.zeros(1, 3, 32, 32))

@@ -23,9 +23,9 @@ from PIL import Image
 
 import cli
 import plots
-import runs
 import utils
 from fast.batched import A
+from support import files
 from tools import pictures
 from tools.validate_transforms import ENDING, always, apply
 
@@ -124,7 +124,7 @@ def work(args: argparse.Namespace) -> None:
     folder = Path(args.output_dir) / "transforms"
     folder.mkdir(parents=True, exist_ok=True)
     for ending, picture in drawn.items():
-        print(runs.write_file(folder / f"{args.transform}.{ending}", picture))
+        print(files.write_file(folder / f"{args.transform}.{ending}", picture))
 
 
 if __name__ == "__main__":

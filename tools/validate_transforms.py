@@ -30,6 +30,7 @@ import cifar10
 import cli
 import utils
 from fast.batched import A, UnknownTransformError, read
+from support import workers
 
 RATES = {  # of each transform's steps, when its probability is left at 0.5
     "standard": {"HorizontalFlip": 0.5, "Affine": 0.5, "CoarseDropout": 0.5},
@@ -164,25 +165,26 @@ def check_draws(pipeline: A.Compose, images: np.ndarray, labels: np.ndarray) -> 
     """The same seed gives the same batches; other seeds, epochs and workers give others."""
     images, labels = images[:512], labels[:512]
 
-    def batches(images: np.ndarray = images, epoch: int = 1, **options: int) -> list[torch.Tensor]:
-        precision = utils.Precision(torch.float32, torch.contiguous_format)
-        where = {"device": torch.device("cpu"), "precision": precision}
-        loader = utils.make_loader(images, labels, pipeline, 64, shuffle=False, **where, **options)
+    def batches(
+        images: np.ndarray = images, epoch: int = 1, **options: int | None
+    ) -> list[torch.Tensor]:
+        cpu = utils.Device(torch.device("cpu"))
+        loader = utils.make_loader(images, labels, pipeline, 64, cpu, **options)
         loader.sampler.set_epoch(epoch)
         return [batch for batch, _ in loader]
 
     # Flip or not, and often nothing else: many images are equal by chance.
-    for form in (False, True) if utils.choose_loader(pipeline).batched else (False,):
-        base, again = batches(batched=form), batches(batched=form)
-        seed, epoch = batches(batched=form, seed=1), batches(batched=form, epoch=2)
-        name = "batched, " * form
+    for form in dict.fromkeys((0, workers.choose(pipeline, workers=0)[0])):
+        base, again = batches(workers=form), batches(workers=form)
+        seed, epoch = batches(workers=form, seed=1), batches(workers=form, epoch=2)
+        name = "batched, " * (form is None)
         yield within(f"{name}same seed: equal images", _equal(base, again), 1, 1)
         yield within(f"{name}another seed: equal images", _equal(base, seed), 0, 0.5)
         yield within(f"{name}another epoch: equal images", _equal(base, epoch), 0, 0.5)
-    alone, two = batches(batched=False), batches(batched=False, workers=2)
+    alone, two = batches(workers=0), batches(workers=2)
     yield within("two workers: images equal to those of none", _equal(alone, two), 1, 1)
     copies = np.repeat(images[:1], len(images), axis=0)  # only the draws tell them apart
-    made = batches(copies, batched=False, workers=2)  # the workers take turns
+    made = batches(copies, workers=2)  # the workers take turns
     yield within("two workers: draws that both make", _equal(made[0::2], made[1::2]), 0, 0.5)
 
 
