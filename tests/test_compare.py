@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -11,6 +10,8 @@ from PIL import Image
 import plots
 from tests.conftest import call_main
 from tools import compare
+
+RECIPE = {"optimizer": "muon", "lr": 0.06, "batch_size": 256, "teacher": "", "augment": 0.5}
 
 
 def make_run(root, name: str, network: str, seed: int, final: float, **settings: object):
@@ -23,9 +24,10 @@ def make_run(root, name: str, network: str, seed: int, final: float, **settings:
                 "parameters": 222_058,
                 "epochs": 20,
                 "recipe_name": "tuned",
-                "recipe": {"target_accuracy": 85.0},
+                "recipe": RECIPE,
                 "seed": seed,
                 "device": "cpu",
+                "command": "python train.py --model 2 --epochs 20",
             }
             | settings
         )
@@ -37,6 +39,7 @@ def make_run(root, name: str, network: str, seed: int, final: float, **settings:
                 "final_accuracy": final,
                 "best_accuracy": final + 0.1,
                 "target_reached_at": 15 + seed,
+                "target_accuracy": 85.0,
                 "gap_points": 1.0,
                 "train_seconds": 400.0,
                 "epochs_done": 20,
@@ -56,9 +59,9 @@ def test_seeds_are_one_row_and_what_is_no_training_on_the_test_set_is_left_out(c
     for seed, final in ((0, 88.0), (1, 89.0), (2, 90.0)):
         make_run(root, f"seed{seed}", "CNN_Model_2", seed, final)
     taught = {
-        "arguments": {"lr": None, "batch_size": 64, "set": [["teacher", "x"], ["augment", 0.1]]},
+        "command": "python train.py --set teacher=x --model 2 --set augment=0.1 --batch 64",
         "teacher": {"network": "CNN_Model_1"},
-        "recipe": {"target_accuracy": 85.0, "teacher": "x"},
+        "recipe": RECIPE | {"teacher": "x", "batch_size": 64, "augment": 0.1},
     }
     make_run(root, "taught", "CNN_Model_2", 0, 91.0, **taught)
     make_run(root, "own", "MyNet", 0, 70.0, parameters=1000)
@@ -87,12 +90,33 @@ def test_seeds_are_one_row_and_what_is_no_training_on_the_test_set_is_left_out(c
     assert Image.open(folder / "progress.png").size[0] > 600
 
 
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("python -m train --model /my/net.py --epochs 3", ""),
+        ("python train.py --lr=0.06 --seed 1", ", lr 0.06"),
+        ("python train.py --weight-decay 0 --set 'teacher=my runs/x'", ", teacher my runs/x"),
+        ("python train.py --set unknown=3 --set", ""),
+        ("", ""),
+    ],
+)
+def test_changes_are_what_the_command_asked_for(command, expected):
+    recipe = RECIPE | {"teacher": "my runs/x"}
+    assert compare.changes({"command": command, "recipe": recipe}) == expected
+
+
+def test_the_form_of_the_stored_arguments_does_not_matter(capsys, tmp_path):
+    make_run(tmp_path / "runs", "a", "CNN_Model_2", 0, 88.0, arguments={"set": "anything"})
+    status, out, error = call(capsys, tmp_path / "runs", "--output-dir", tmp_path / "out")
+    assert (status, error) == (0, "")
+    assert "| CNN_Model_2 | the file's RECIPE, seed 0 | 20 |" in out
+
+
 def test_a_curve_is_the_test_accuracy_of_every_epoch(tmp_path):
     run = make_run(tmp_path, "a", "CNN_Model_2", 3, 88.0)
-    bare = make_run(tmp_path, "b", "CNN_Model_2", 4, 88.0)
-    (bare / "log.csv").unlink()
-    (curve,) = compare.curves([compare.read_training(folder) for folder in (run, bare)])
-    assert curve == ("CNN_Model_2", "CNN_Model_2, 20 epochs, seed 3", [83.0, 88.0])
+    assert compare.curve(run) == [83.0, 88.0]
+    (run / "log.csv").unlink()
+    assert compare.curve(run) == []
 
 
 def test_multiply_adds_of_model_2_by_hand():
@@ -104,23 +128,22 @@ def test_multiply_adds_of_model_2_by_hand():
         + 4 * 4 * 110_592
         + 1280
     )
-    parameters, macs = compare.size_of("CNN_Model_2")
-    assert parameters == 222_058
+    parameters, megabytes, macs = compare.size_of("CNN_Model_2")
+    assert (parameters, megabytes) == (222_058, pytest.approx(0.888232))
     assert macs == pytest.approx(by_hand / 1e6)
 
 
 def test_the_pareto_front_is_what_nothing_smaller_beats():
-    def row(parameters: int, final: float) -> compare.Row:
-        return compare.Row(
-            "", "", "", 1, parameters, 0, None, final, None, None, None, None, None, ""
-        )
+    def row(parameters: int, final: float) -> dict:
+        return {"parameters": parameters, "final": final}
 
     rows = [row(10, 80), row(20, 79), row(30, 85), row(30, 84), row(40, 85), row(50, 90)]
-    assert [each.parameters for each in compare.pareto(rows)] == [10, 30, 50]
+    assert [each["parameters"] for each in compare.pareto(rows)] == [10, 30, 50]
     for each in rows:  # nothing outside the front is missing from it
         beaten = any(
-            other.parameters <= each.parameters and other.final >= each.final and other != each
+            other["parameters"] <= each["parameters"] and other["final"] >= each["final"]
             for other in rows
+            if other != each
         )
         assert beaten == (each not in compare.pareto(rows))
 
@@ -134,16 +157,16 @@ def test_folders_without_runs_are_refused(capsys, tmp_path):
 
 
 def test_names_in_the_picture_cover_no_other(monkeypatch):
-    def row(network: str, source: str, parameters: int, final: float) -> SimpleNamespace:
-        return SimpleNamespace(
-            network=network,
-            source=source,
-            changes=", distilled from a larger one" if source == "distilled" else "",
-            epochs=20,
-            parameters=parameters,
-            final=final,
-            final_std=None,
-        )
+    def row(network: str, source: str, parameters: int, final: float) -> dict:
+        return {
+            "network": network,
+            "source": source,
+            "changes": ", distilled from a larger one" if source == "distilled" else "",
+            "epochs": 20,
+            "parameters": parameters,
+            "final": final,
+            "final_std": None,
+        }
 
     rows = [
         row("ResNet", "published", 6_573_130, 92.2),
@@ -157,10 +180,10 @@ def test_names_in_the_picture_cover_no_other(monkeypatch):
         row("C1C2C3C4", "published", 92_394, 85.1),
         row("CifarNet", "a run", 174_762, 83.0),
     ]
-    monkeypatch.setattr(plots, "_png", lambda figure: figure)
-    figure = plots.comparison(rows, rows[:1])
+    monkeypatch.setattr(plots, "png", lambda figure: figure)
+    figure = compare.comparison(rows)
     assert {tuple(each) for line in figure.axes[0].lines for each in line.get_xydata()} >= {
-        (each.parameters, each.final) for each in rows
+        (each["parameters"], each["final"]) for each in rows
     }
     boxes = {text: text.get_window_extent() for text in figure.axes[0].texts}
     assert len(boxes) == len(rows)
@@ -177,7 +200,7 @@ def figures(monkeypatch) -> dict:
         figure.draw_without_rendering()
         return b""
 
-    monkeypatch.setattr(plots, "_png", keep)
+    monkeypatch.setattr(plots, "png", keep)
     return drawn
 
 
@@ -214,8 +237,12 @@ def test_trainings_that_were_stopped_at_the_start_are_in_the_table_alone(
     heights = {y for line in drawn["comparison"].axes[0].lines for y in line.get_ydata()}
     assert heights >= {89.0, 12.0, 87.88 - 4.99}
     assert not heights & {60.0, 74.5, 92.22 - 5.01}
+    labels = {text.get_text() for text in drawn["progress"].legends[0].get_texts()}
+    assert "ResNet (resnet.py), 20 epochs, seed 0: 12.00" in labels
     ends = {line.get_ydata()[-1] for line in drawn["progress"].axes[0].lines}
-    assert ends == {89.0, 12.0, 87.88 - 4.99} | {row.final for row in compare.PUBLISHED.values()}
+    assert ends == {89.0, 12.0, 87.88 - 4.99} | {
+        final for _, final, *_ in compare.PUBLISHED.values()
+    }
 
 
 def test_nothing_is_said_to_be_left_out_where_nothing_is(capsys, tmp_path, monkeypatch):
@@ -234,39 +261,40 @@ def test_pictures_of_nothing_but_stopped_trainings_are_drawn(capsys, tmp_path):
     assert len(list((tmp_path / "out").glob("*/*.png"))) == 2
 
 
-def test_progress_has_one_strong_line_a_network_and_a_diamond_a_published_figure(monkeypatch):
-    def curve(network: str, *accuracies: float) -> compare.Curve:
-        return compare.Curve(network, f"{network} {accuracies[-1]}", list(accuracies))
+def test_progress_has_one_strong_line_a_network_and_a_diamond_a_published_figure(
+    monkeypatch, tmp_path
+):
+    def run(name: str, network: str, *accuracies: float) -> dict:
+        folder = make_run(tmp_path, name, network, 0, accuracies[-1])
+        (folder / "log.csv").write_text("\n".join(["test_acc", *map(str, accuracies)]))
+        return compare.read_training(folder)
 
-    curves = [
-        curve("A", 50.0, 80.0),
-        curve("A", 40.0, 95.0, 90.0),  # its best at the end, not the one with the best epoch
-        curve("A", 99.0, 89.0),
-        curve("B", 70.0),
+    trainings = [
+        run("a", "A", 50.0, 80.0),
+        run("b", "A", 40.0, 95.0, 90.0),  # its best at the end, not the one with the best epoch
+        run("c", "A", 99.0, 89.0),
+        run("d", "B", 70.0),
     ]
-    published = [
-        SimpleNamespace(network="A", epochs=100, final=87.3),
-        SimpleNamespace(network="C", epochs=100, final=87.3),
-    ]
-    monkeypatch.setattr(plots, "_png", lambda figure: figure)
-    figure = plots.progress(curves, published)
+    published = [{"network": name, "epochs": 100, "final": 87.3} for name in "AC"]
+    monkeypatch.setattr(plots, "png", lambda figure: figure)
+    figure = compare.progress(trainings, published)
     figure.draw_without_rendering()
     lines = figure.axes[0].lines
     diamonds = [line for line in lines if line.get_marker() == "D"]
     labelled = {line.get_label(): line for line in lines if not line.get_label().startswith("_")}
     assert list(labelled) == [
-        "A 90.0: 90.00",
-        "B 70.0: 70.00",
+        "A, 20 epochs, seed 0: 90.00",
+        "B, 20 epochs, seed 0: 70.00",
         "other runs (2)",
         "A, published: 87.30 at 100",
         "C, published: 87.30 at 100",
     ]
-    faint = [line for line in lines if (line.get_alpha() or 1) < 0.5]
+    faint = [line for line in lines if (line.get_alpha() or 1) < 0.5 and len(line.get_ydata())]
     assert sorted(line.get_ydata()[-1] for line in faint) == [80.0, 89.0]
-    strong = labelled["A 90.0: 90.00"]
-    assert min(strong.get_linewidth(), labelled["B 70.0: 70.00"].get_linewidth()) > 2 * max(
-        line.get_linewidth() for line in faint
-    )
+    strong = labelled["A, 20 epochs, seed 0: 90.00"]
+    assert min(
+        strong.get_linewidth(), labelled["B, 20 epochs, seed 0: 70.00"].get_linewidth()
+    ) > 2 * max(line.get_linewidth() for line in faint)
     assert strong.get_color() == labelled["A, published: 87.30 at 100"].get_color()
     assert len({line.get_color() for line in labelled.values()}) == 4
     first, second = (diamond.get_markersize() for diamond in diamonds)
@@ -304,13 +332,6 @@ def test_networks_of_one_name_and_different_code_are_not_averaged(capsys, tmp_pa
         ("ResNet", 92.0): 379.3,
         ("ResNet", 91.0): None,
     }
-    labels = {
-        each.label
-        for each in compare.curves(
-            [compare.read_training(path) for path in (root / "c0", root / "d0")]
-        )
-    }
-    assert labels == {"CNN_Model_2 (yours.py), 20 epochs, seed 0", "CNN_Model_2, 20 epochs, seed 0"}
 
 
 @pytest.mark.parametrize(
@@ -324,16 +345,16 @@ def test_networks_of_one_name_and_different_code_are_not_averaged(capsys, tmp_pa
         ("settings.json", "seed", "0"),
         ("settings.json", "device", ["cpu"]),
         ("settings.json", "recipe", [1]),
-        ("settings.json", "recipe.target_accuracy", "85"),
         ("settings.json", "recipe_name", "unheard of"),
         ("settings.json", "recipe_name", ["tuned"]),
         ("settings.json", "model_file", 3),
         ("settings.json", "model_sha256", {"a": 1}),
-        ("settings.json", "arguments", ["--lr", 3]),
-        ("settings.json", "arguments.set", {"lr": 3}),
-        ("settings.json", "arguments.set", [["lr"]]),
+        ("settings.json", "command", ["train.py", "--lr", "3"]),
+        ("settings.json", "dry_run", "yes"),
+        ("settings.json", "val_split", "5000"),
         ("settings.json", "teacher", "CNN_Model_1"),
         ("settings.json", "teacher.network", 1),
+        ("results.json", "target_accuracy", "85"),
         ("results.json", "final_accuracy", "88 %"),
         ("results.json", "final_accuracy", float("nan")),
         ("results.json", "final_accuracy", 10**400),

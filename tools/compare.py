@@ -4,25 +4,25 @@
     python -m tools.compare output/RUN output/RUN2   # these runs
 
 Runs that differ in their seed alone are one row, mean ± standard deviation. Accuracy is that of
-the final weights on the test set; the best epoch's, picked by looking at it, stands beside it.
-
-The table has every run. The pictures leave out those that were stopped at the start (MOST_BELOW).
+the final weights on the test set; the best epoch's, picked by looking at it, stands beside it. The
+table has every run; the pictures leave out those that were stopped at the start (MOST_BELOW).
 """
 
 import argparse
 import csv
 import functools
-import io
-import json
-import math
 import statistics
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt, Strict
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+from pydantic import BaseModel, FiniteFloat, NonNegativeInt, PositiveInt, TypeAdapter, conlist
 from torch.utils.flop_counter import FlopCounterMode
 
 import cli
@@ -32,165 +32,41 @@ import runs
 import utils
 
 REFERENCE = utils.HERE / "output" / "reference"
-# Class name to what load_network takes.
-NETWORKS = {
-    "CNN_Model_1": "1",
-    "CNN_Model_2": "2",
-    "CNN_Model_3": "3",
-    "C1C2C3C4": "baselines/c1c2c3c4.py",
-    "CifarNet": "baselines/cifarnet.py",
-    "DilatedCNN": "baselines/dilated_cnn.py",
-    "ResNet": "baselines/resnet.py",
-}
-# Points below the published figure of its network at which a run is left out of the pictures: so
-# far a recipe does not fall behind by itself (the worst, C1C2C3C4 after 10 of 69 epochs, lacks
-# 3.2), a training that was stopped at its start does (ResNet after 2 of 24 epochs lacks 50), and
-# says nothing of its network.
-MOST_BELOW = 5.0
-
-
-class Row(NamedTuple):
-    """A line of the table; percentages, seconds; None where nothing is known."""
-
-    network: str  # the class; of a file that is not this repository's, "Class (file.py)"
-    source: str  # "published", or the recipe, what was changed in it, and the seeds
-    changes: str  # "", or what was changed in the recipe: ", distilled from CNN_Model_1"
-    epochs: int
-    parameters: int
-    megabytes: float  # of float32 weights
-    macs: float | None  # multiply-adds an image, in millions
-    final: float | None
-    final_std: float | None
-    best: float | None
-    to_target: float | None  # epochs until 85 %
-    gap: float | None  # points, train minus test
-    seconds: float | None  # an epoch
-    device: str
-
-
-class Published(NamedTuple):
-    """What was reported elsewhere; epochs is when the figure was reached."""
-
-    final: float
-    epochs: int
-    to_target: int | None
-
-
-# The authors' own reports, by their logs; of C1C2C3C4 and DilatedCNN the best epoch is reported.
+# Class name to what load_network takes, and the authors' own report, by their logs: percent, after
+# how many epochs, and the epoch of 85 %. Of C1C2C3C4 and DilatedCNN the best epoch is reported.
 PUBLISHED = {
-    "CNN_Model_1": Published(87.3, 100, 49),
-    "CNN_Model_2": Published(87.3, 100, 61),
-    "CNN_Model_3": Published(86.4, 100, 66),
-    "C1C2C3C4": Published(85.13, 69, 69),
-    "CifarNet": Published(87.88, 250, None),
-    "DilatedCNN": Published(80.3, 11, None),
-    "ResNet": Published(92.22, 24, None),
+    "CNN_Model_1": ("1", 87.3, 100, 49),
+    "CNN_Model_2": ("2", 87.3, 100, 61),
+    "CNN_Model_3": ("3", 86.4, 100, 66),
+    "C1C2C3C4": ("baselines/c1c2c3c4.py", 85.13, 69, 69),
+    "CifarNet": ("baselines/cifarnet.py", 87.88, 250, None),
+    "DilatedCNN": ("baselines/dilated_cnn.py", 80.3, 11, None),
+    "ResNet": ("baselines/resnet.py", 92.22, 24, None),
 }
+NETWORKS = {name: choice for name, (choice, *_) in PUBLISHED.items()}
+# Points below its network's published figure at which a run is taken for one that was stopped at
+# its start, which says nothing of its network, and left out of the pictures: so far a recipe lacks
+# 3.2 at most by itself (C1C2C3C4 after 10 of 69 epochs), ResNet after 2 of 24 epochs lacks 50.
+MOST_BELOW = 5.0
 # What --recipe was, in other words: a baseline's own RECIPE is mostly its published one.
 SOURCES = {"tuned": "the file's RECIPE", "ours": "model 2's RECIPE", "published": "PUBLISHED"}
+# A row's keys, as in compare.csv, to title and format in the table; a value not known is None.
 COLUMNS = {
-    "network": "network",
-    "source": "recipe",
-    "epochs": "epochs",
-    "parameters": "parameters",
-    "megabytes": "MB",
-    "macs": "MACs (million)",
-    "final": "final accuracy (%)",
-    "best": "best (%)",
-    "to_target": "epochs to 85 %",
-    "gap": "train/test gap",
-    "seconds": "s an epoch",
-    "device": "device",
+    "network": ("network", ""),  # the class; of a file not of this repository, "Class (file.py)"
+    "source": ("recipe", ""),  # "published", or the recipe, what was changed in it, the seeds
+    "changes": None,  # "", or what was changed in the recipe: ", distilled from CNN_Model_1"
+    "epochs": ("epochs", ""),
+    "parameters": ("parameters", ","),
+    "megabytes": ("MB", ".2f"),  # of float32 weights
+    "macs": ("MACs (million)", ".1f"),  # multiply-adds an image
+    "final": ("final accuracy (%)", ".2f"),
+    "final_std": None,
+    "best": ("best (%)", ".2f"),
+    "to_target": ("epochs to 85 %", "g"),
+    "gap": ("train/test gap", "+.2f"),  # points
+    "seconds": ("s an epoch", ".1f"),
+    "device": ("device", ""),
 }
-
-
-@functools.cache
-def size_of(network: str) -> tuple[int, float]:
-    """(parameters, millions of multiply-adds an image of 32x32)."""
-    choice = NETWORKS[network]
-    path = str(utils.HERE / choice) if choice.endswith(".py") else choice
-    model = networks.load_network(path).build().eval()
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model(torch.zeros(1, 3, 32, 32))
-    macs = counter.get_total_flops() / 2e6  # it counts a multiplication and an addition as two
-    return sum(parameter.numel() for parameter in model.parameters()), macs
-
-
-def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """The finished trainings on the test set among these folders, and one level below them.
-
-    Raises:
-        cli.UsageError: a folder that is not there, or holds none.
-    """
-    found = []
-    for folder in folders:
-        inside = [folder, *sorted(folder.glob("*"))] if folder.is_dir() else []
-        here = [path for path in inside if _is_training(path)]
-        if not here:
-            raise cli.UsageError(f"{folder} holds no finished training (settings and results)")
-        found += here
-    return found
-
-
-def _is_training(folder: Path) -> bool:
-    if not (folder / runs.Run.SETTINGS).is_file() or not runs.is_finished(folder):
-        return False
-    settings = runs.read_settings(folder)
-    return not settings.get("dry_run") and not settings.get("val_split")
-
-
-class Training(NamedTuple):
-    """What a run's files say, of the keys that are read here; checked."""
-
-    folder: Path
-    settings: dict
-    results: dict
-
-    @property
-    def own(self) -> bool:
-        """Whether the network is this repository's of that name, not a class of another file."""
-        network = self.settings["network"]
-        file = self.settings.get("model_file")
-        return network in NETWORKS and file in (None, _file_of(network))
-
-    @property
-    def network(self) -> str:
-        """The class's name; of a file that is not this repository's, with the file's."""
-        network, file = self.settings["network"], self.settings.get("model_file")
-        return network if self.own or file is None else f"{network} ({Path(file).name})"
-
-    @property
-    def macs(self) -> float | None:
-        """Millions of multiply-adds an image; None where the file of the network is not here."""
-        if not self.own:
-            return None
-        parameters, macs = size_of(self.settings["network"])
-        return macs if parameters == self.settings["parameters"] else None  # edited since
-
-    @property
-    def short_of(self) -> float | None:
-        """The published figure, in percent, if the run is so far below it that it was stopped."""
-        if not self.own or self.settings["network"] not in PUBLISHED:
-            return None
-        figure = PUBLISHED[self.settings["network"]].final
-        return figure if figure - self.results["final_accuracy"] > MOST_BELOW else None
-
-
-def _file_of(network: str) -> str:
-    choice = NETWORKS[network]
-    return choice if choice.endswith(".py") else f"model_{choice}.py"
-
-
-class Target(BaseModel, strict=True):
-    """What is read of a recipe."""
-
-    target_accuracy: FiniteFloat
-
-
-class Arguments(BaseModel, strict=True):
-    """What is read of a command line."""
-
-    set: list[Annotated[tuple[str, object], Strict(False)]] = Field(default_factory=list)
 
 
 class Settings(runs.Settings, strict=True):
@@ -201,15 +77,16 @@ class Settings(runs.Settings, strict=True):
     epochs: PositiveInt
     seed: NonNegativeInt
     device: str
-    recipe: Target
+    recipe: dict
     recipe_name: Literal[tuple(SOURCES)] = "tuned"
-    arguments: Arguments | None = None
     teacher: dict[str, str] | None = None
+    command: str = ""
 
 
 class Results(BaseModel, strict=True):
     """What is read of results.json."""
 
+    target_accuracy: FiniteFloat
     final_accuracy: FiniteFloat
     best_accuracy: FiniteFloat
     gap_points: FiniteFloat
@@ -218,211 +95,244 @@ class Results(BaseModel, strict=True):
     target_reached_at: PositiveInt | None = None
 
 
-def read_training(folder: Path) -> Training:
-    """The settings and results of a finished run.
-
-    Raises:
-        runs.RunError: a file is missing or damaged, or a key has a value of another kind.
-    """
-    path = folder / runs.Run.RESULTS
-    results = runs.validated(path, runs.read_json(path), Results)
-    return Training(folder, runs.read_settings(folder, Settings), results)
-
-
-def changes(settings: dict) -> str:
-    """What a run was asked for instead of the file's recipe: "", or ", lr 0.03, ..."."""
-    asked = settings.get("arguments") or {}
-    flags = {name: asked.get(name) for name in ("batch_size", "lr", "weight_decay")}
-    values = {name: value for name, value in flags.items() if value is not None}
-    values |= dict(asked.get("set") or [])
-    teacher = settings.get("teacher")
-    if teacher and "network" in teacher and "teacher" in values:
-        del values["teacher"]
-        values = {"distilled from": teacher["network"]} | values
-    return "".join(f", {name} {value}" for name, value in values.items())
+@functools.cache
+def size_of(name: str) -> tuple[int, float, float]:
+    """(parameters, megabytes of float32 weights, millions of multiply-adds an image of 32x32)."""
+    choice = NETWORKS[name]
+    network = networks.load_network(str(utils.HERE / choice) if "/" in choice else choice)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network.build().eval()(torch.zeros(1, 3, 32, 32))
+    macs = counter.get_total_flops() / 2e6  # it counts a multiplication and an addition as two
+    return network.parameters, network.parameters * 4 / 1e6, macs
 
 
-def measured(trainings: Sequence[Training]) -> list[Row]:
-    """A row for each network (by its code, where that is known), recipe and number of epochs."""
-    groups: dict[tuple, list[Training]] = {}
-    for training in trainings:
-        settings = training.settings
-        key = (
-            training.network,
-            settings.get("model_sha256"),
-            settings["parameters"],  # older runs tell networks of one name apart by this alone
-            settings.get("recipe_name") or "tuned",
-            settings["epochs"],
-            json.dumps(settings["recipe"], sort_keys=True),
-        )
-        groups.setdefault(key, []).append(training)
-    rows = []
-    for (network, _, _, recipe, epochs, _), members in groups.items():
-        settings = members[0].settings
-        every = [member.results for member in members]
-        finals = [results["final_accuracy"] for results in every]
-        reached = [results.get("target_reached_at") for results in every]
-        target = settings["recipe"]["target_accuracy"] == 85.0 and None not in reached
-        seeds = sorted({member.settings["seed"] for member in members})
-        rows.append(
-            Row(
-                network=network,
-                source=f"{SOURCES[recipe]}{changes(settings)}, seed {', '.join(map(str, seeds))}",
-                changes=changes(settings),
-                epochs=epochs,
-                parameters=settings["parameters"],
-                megabytes=settings["parameters"] * 4 / 1e6,
-                macs=members[0].macs,
-                final=statistics.mean(finals),
-                final_std=statistics.stdev(finals) if len(finals) > 1 else None,
-                best=statistics.mean(results["best_accuracy"] for results in every),
-                to_target=statistics.mean(reached) if target else None,
-                gap=statistics.mean(results["gap_points"] for results in every),
-                seconds=statistics.mean(
-                    results["train_seconds"] / results["epochs_done"] for results in every
-                ),
-                device=settings["device"],
-            )
-        )
-    return rows
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """The finished trainings on the test set among these folders, and one level below them.
 
-
-class Curve(NamedTuple):
-    """One run's test accuracy, in percent, after each epoch."""
-
-    network: str
-    label: str
-    accuracies: list[float]
-
-
-def curves(trainings: Sequence[Training]) -> list[Curve]:
-    """A curve for each run, of those that have their table (log.csv).
-
-    Raises:
-        runs.RunError: a table without epochs, or whose test_acc is no number.
+    Raises cli.UsageError for a folder that is not there or holds none.
     """
     found = []
-    for training in trainings:
-        table, settings = training.folder / "log.csv", training.settings
-        if not table.is_file():
-            continue
-        try:
-            with open(table, newline="") as file:
-                accuracies = [float(row["test_acc"]) for row in csv.DictReader(file)]
-        except (KeyError, TypeError, ValueError, csv.Error):
-            accuracies = []
-        if not accuracies or not all(map(math.isfinite, accuracies)):
-            raise runs.RunError(f"{table}: test_acc must be a number for each epoch")
-        label = (
-            f"{training.network}{changes(settings)}, {settings['epochs']} epochs, "
-            f"seed {settings['seed']}"
-        )
-        found.append(Curve(training.network, label, accuracies))
+    for folder in folders:
+        files = [*folder.glob("settings.json"), *sorted(folder.glob("*/settings.json"))]
+        finished = [file.parent for file in files if runs.is_finished(file.parent)]
+        said = [(path, runs.read_settings(path)) for path in finished]
+        here = [path for path, s in said if not s.get("dry_run") and not s.get("val_split")]
+        if not here:
+            raise cli.UsageError(f"{folder} holds no finished training (settings and results)")
+        found += here
     return found
 
 
-def left_out(trainings: Sequence[Training]) -> str:
-    """What of these the pictures do not show, and why, in a line; "" if they show all."""
-    names = [
-        f"{each.network} after {each.settings['epochs']} epochs "
-        f"({each.results['final_accuracy']:.2f} %, published {each.short_of:.2f} %)"
-        for each in trainings
-        if each.short_of is not None
-    ]
-    if not names:
-        return ""
-    return (
-        f"Not in the pictures, because more than {MOST_BELOW:g} points below the published figure "
-        f"(stopped at the start): {'; '.join(names)}"
-    )
+def changes(settings: dict) -> str:
+    """What a run's command asked for instead of the file's recipe: "", or ", lr 0.03, ..."."""
+    parser = cli.ArgumentParser(add_help=False)  # takes shortened flags, as train.py does
+    for flag in ("--batch-size", "--lr", "--weight-decay", "--set"):
+        parser.add_argument(flag, action="append", nargs="?", const="", default=[])
+    asked = vars(parser.parse_known_args(settings.get("command", "").split())[0])
+    entries = [entry.strip("'").partition("=")[0] for entry in asked.pop("set")]
+    keys = [*(flag for flag, given in asked.items() if given), *entries]
+    values = {key: settings["recipe"][key] for key in keys if key in settings["recipe"]}
+    if "network" in (settings.get("teacher") or {}) and values.pop("teacher", None):
+        values = {"distilled from": settings["teacher"]["network"]} | values
+    return "".join(f", {key} {value}" for key, value in values.items())
 
 
-def published() -> list[Row]:
-    """A row for each network that has a published figure."""
+def read_training(folder: Path) -> dict:
+    """The row of a finished run, and its folder, seed, what tells it from others, and `short_of`.
+
+    Raises runs.RunError for a file that is missing or damaged, naming it and the key.
+    """
+    settings, path = runs.read_settings(folder, Settings), folder / runs.Run.RESULTS
+    results = runs.validated(path, runs.read_json(path), Results)
+    name, file, recipe = settings["network"], settings.get("model_file"), settings["recipe"]
+    choice, figure, *_ = PUBLISHED.get(name, (None, None))
+    ours = choice is not None and file in (None, choice, f"model_{choice}.py")
+    parameters, _, macs = size_of(name) if ours else (None, None, None)
+    recipe_name = settings.get("recipe_name", "tuned")
+    row = {key: settings[key] for key in ("epochs", "parameters", "device", "seed")}
+    row |= {
+        "folder": folder,
+        "network": name if ours or file is None else f"{name} ({Path(file).name})",
+        "source": SOURCES[recipe_name] + changes(settings),
+        "changes": changes(settings),
+        "megabytes": row["parameters"] * 4 / 1e6,
+        "macs": macs if row["parameters"] == parameters else None,  # else it was edited since
+        "final": results["final_accuracy"],
+        "best": results["best_accuracy"],
+        "to_target": results.get("target_reached_at") if results["target_accuracy"] == 85 else None,
+        "gap": results["gap_points"],
+        "seconds": results["train_seconds"] / results["epochs_done"],
+    }
+    row["short_of"] = figure if ours and figure - row["final"] > MOST_BELOW else None
+    # Older runs, without a digest, tell networks of one name apart by their parameters alone.
+    same = [row["network"], row["parameters"], settings.get("model_sha256"), row["epochs"]]
+    return row | {"alike": str([*same, recipe_name, sorted(recipe.items())])}
+
+
+def measured(trainings: Sequence[dict]) -> list[dict]:
+    """A row for each network (by its code, where that is known), recipe and number of epochs."""
     rows = []
-    for network, report in PUBLISHED.items():
-        parameters, macs = size_of(network)
-        rows.append(
-            Row(
-                network, "published", "", report.epochs, parameters, parameters * 4 / 1e6, macs,
-                report.final, None, None, report.to_target, None, None, "",
-            )
-        )  # fmt: skip
+    for alike in dict.fromkeys(training["alike"] for training in trainings):
+        members = [training for training in trainings if training["alike"] == alike]
+        row = {key: members[0].get(key) for key in COLUMNS}
+        for key in ("final", "best", "to_target", "gap", "seconds"):
+            values = [training[key] for training in members]
+            row[key] = None if None in values else statistics.mean(values)
+        if len(members) > 1:
+            row["final_std"] = statistics.stdev(training["final"] for training in members)
+        seeds = sorted({training["seed"] for training in members})
+        rows.append(row | {"source": f"{row['source']}, seed {', '.join(map(str, seeds))}"})
     return rows
 
 
-def cells(row: Row) -> list[str]:
-    """The row's values as text."""
-    spread = "" if row.final_std is None else f" ± {row.final_std:.2f}"
-    return [
-        row.network,
-        row.source,
-        str(row.epochs),
-        f"{row.parameters:,}",
-        f"{row.megabytes:.2f}",
-        *(_form(row.macs, ".1f"), _form(row.final, ".2f") + spread, _form(row.best, ".2f")),
-        *(_form(row.to_target, "g"), _form(row.gap, "+.2f"), _form(row.seconds, ".1f")),
-        row.device,
-    ]
-
-
-def _form(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
-
-
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[dict]) -> str:
     """The table as Markdown."""
-    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS), *map(cells, rows)]
+    shown = {key: column for key, column in COLUMNS.items() if column}
+    lines = [[title for title, _ in shown.values()], ["---"] * len(shown)]
+    for row in rows:
+        cells = {key: "" if row[key] is None else format(row[key], shown[key][1]) for key in shown}
+        if row["final_std"] is not None:
+            cells["final"] += f" ± {row['final_std']:.2f}"
+        lines.append(list(cells.values()))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def comma_separated(rows: Sequence[Row]) -> str:
-    """The table as CSV, with full digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Row._fields)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def pareto(rows: Sequence[Row]) -> list[Row]:
+def pareto(rows: Sequence[dict]) -> list[dict]:
     """Rows that no other beats with as few parameters, by rising size."""
-    front, best = [], -math.inf
-    for row in sorted(rows, key=lambda row: (row.parameters, -row.final)):
-        if row.final > best:
+    front = []
+    for row in sorted(rows, key=lambda row: (row["parameters"], -row["final"])):
+        if not front or row["final"] > front[-1]["final"]:
             front.append(row)
-            best = row.final
     return front
+
+
+def curve(folder: Path) -> list[float]:
+    """Test accuracy, in percent, after each epoch; none for a run without its table (log.csv).
+
+    Raises runs.RunError for a table without epochs, or whose test_acc is no number.
+    """
+    table = folder / "log.csv"
+    try:
+        with open(table, newline="") as file:
+            values = [row.get("test_acc") for row in csv.DictReader(file)]
+        return TypeAdapter(conlist(FiniteFloat, min_length=1)).validate_python(values)
+    except FileNotFoundError:
+        return []
+    except (ValueError, csv.Error):
+        raise runs.RunError(f"{table}: test_acc must be a number for each epoch") from None
+
+
+def _axes(size: tuple[float, float], title: str, xlabel: str, note: str) -> Axes:
+    """Axes over a logarithmic scale, with the note as small print at the figure's lower edge."""
+    figure = Figure(figsize=size, layout="constrained")
+    if note:
+        text = textwrap.fill(note, int(size[0] * 17))  # so many of these letters fit in a line
+        figure.supxlabel(text, x=0.01, ha="left", fontsize=7, color="dimgray")
+    axes = figure.add_subplot(xscale="log", title=title, xlabel=xlabel, ylabel="accuracy (%)")
+    axes.grid(alpha=0.3)
+    return axes
+
+
+def comparison(rows: Sequence[dict], note: str = "") -> bytes:
+    """Accuracy against parameters, published and measured, with the Pareto front, as PNG."""
+
+    def columns(rows: Sequence[dict]) -> list[list]:
+        return [[row[key] or 0 for row in rows] for key in ("parameters", "final", "final_std")]
+
+    axes = _axes((11, 6.5), "Test accuracy against the size of the network", "parameters", note)
+    label = "Pareto front: nothing smaller is more accurate"
+    sizes, finals, _ = columns(pareto(rows))
+    axes.step(sizes, finals, "--", where="post", color=plots.MARK, alpha=0.7, label=label)
+    reports = [row for row in rows if row["source"] == "published"]
+    own = [row for row in rows if row["source"] != "published"]
+    look = {"color": plots.TEST, "markerfacecolor": "white", "label": "published"}
+    axes.errorbar(*columns(reports), fmt="s", capsize=3, **look)
+    axes.errorbar(*columns(own), fmt="o", capsize=3, color=plots.TRAIN, label="measured here")
+    sizes, finals, _ = columns(rows)
+    axes.set(xlim=(min(sizes) / 3.2, max(sizes) * 4), ymargin=0.1)  # room for the names
+    axes.figure.legend(loc="outside upper center", ncols=3)
+    axes.figure.draw_without_rendering()  # settles the layout, so that places can be compared
+    points = axes.transData.transform(list(zip(sizes, finals, strict=True)))
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
+    # Each name stands where it covers no other name or point; the front may pass behind it.
+    for row in [*own, *reports]:
+        name, point = "{network}{changes}, {epochs} epochs", (row["parameters"], row["final"])
+        look = {"size": 8, "zorder": 3, "bbox": {"fc": "w", "ec": "none", "alpha": 0.8, "pad": 0.5}}
+        text = axes.annotate(name.format(**row), point, (0, 0), textcoords="offset points", **look)
+        ways = [(7, 5), (7, -5), (-7, 5), (-7, -5)][:: -1 if row in reports else 1]
+        for x, y in [*ways, *((x, 3 * y) for x, y in ways)]:
+            text.set(position=(x, y), ha=("right", "left")[x > 0], va=("top", "bottom")[y > 0])
+            box = text.get_window_extent()
+            if box.count_overlaps(taken) == 0 and axes.bbox.containsx(box.x0):
+                break
+        taken.append(box)
+    return plots.png(axes.figure)
+
+
+def progress(trainings: Sequence[dict], reports: Sequence[dict], note: str = "") -> bytes:
+    """Test accuracy by epoch: each network's best run as a labelled line, the others in faint grey.
+
+    The best ends highest. Published figures are diamonds. Raises runs.RunError as `curve` does.
+    """
+    title = "Test accuracy by epoch: each network's best run, and published figures as diamonds"
+    axes = _axes((15, 7), title, "epoch (logarithmic)", note)
+    curves = [(row, values) for row in trainings if (values := curve(row["folder"]))]
+    names = dict.fromkeys(row["network"] for row in [*reports, *(row for row, _ in curves)])
+    colors = {name: f"C{number % 10}" for number, name in enumerate(names)}
+    faint = {"color": "grey", "alpha": 0.35, "linewidth": 0.8}
+    best = set()
+    for row, values in sorted(curves, key=lambda each: -each[1][-1]):
+        network, look = row["network"], faint | {"zorder": 1}  # behind the best
+        if network not in best:
+            best.add(network)
+            # The marker is at its end, where another line may go on.
+            look = {"color": colors[network], "linewidth": 2, "marker": "o", "markevery": [-1]}
+            label = "{network}{changes}, {epochs} epochs, seed {seed}: ".format(**row)
+            look["label"] = f"{label}{values[-1]:.2f}"
+        axes.plot(range(1, len(values) + 1), values, **look)
+    if others := len(curves) - len(best):
+        axes.plot([], [], label=f"other runs ({others})", **faint)
+    places = [(row["epochs"], row["final"]) for row in reports]
+    for row in sorted(reports, key=lambda row: -row["final"]):
+        place = places.pop(places.index((row["epochs"], row["final"])))
+        look = {"color": colors[row["network"]], "markeredgecolor": "black", "zorder": 3}
+        look["markersize"] = 6 + 5 * places.count(place)  # so that equal figures are all seen
+        look["label"] = "{network}, published: {final:.2f} at {epochs}".format(**row)
+        axes.plot(*place, "D", **look)
+    axes.set_xticks(ticks := [1, 2, 5, 10, 20, 50, 100, 200], list(map(str, ticks)))
+    axes.minorticks_off()
+    axes.figure.legend(loc="outside right upper", fontsize=8)
+    return plots.png(axes.figure)
+
+
+def work(args: argparse.Namespace) -> None:
+    """Reads the runs, then writes the tables and the pictures into a folder of their own."""
+    trainings = [read_training(folder) for folder in find_runs(args.runs or [REFERENCE])]
+    shown = [training for training in trainings if training["short_of"] is None]
+    text = "{network} after {epochs} epochs ({final:.2f} %, published {short_of:.2f} %)"
+    names = [text.format(**training) for training in trainings if training not in shown]
+    why = f"more than {MOST_BELOW:g} points below the published figure (stopped at the start)"
+    note = f"Not in the pictures, because {why}: {'; '.join(names)}" if names else ""
+    reports = []
+    for name, (_, final, epochs, to_target) in PUBLISHED.items():
+        values = (name, "published", "", epochs, *size_of(name), final, None, None, to_target)
+        reports.append(dict.fromkeys(COLUMNS) | dict(zip(COLUMNS, values, strict=False)))
+    rows = reports + sorted(measured(trainings), key=lambda row: row["epochs"])
+    rows.sort(key=lambda row: (-row["parameters"], row["network"]))
+    points, lines = comparison(reports + measured(shown), note), progress(shown, reports, note)
+    with runs.Run.create(args.output_dir, "compare") as run:
+        run.write("compare.md", markdown(rows))
+        run.write_csv("compare.csv", rows)
+        run.write("compare.png", points)
+        run.write("progress.png", lines)
+        run.log("\n".join([markdown(rows), *filter(None, [note]), f"Results: {run.folder}"]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    parser = cli.ArgumentParser(
-        prog="tools.compare", description="All runs beside all published figures."
-    )
-    add = parser.add_argument
-    add("runs", nargs="*", type=Path, help="folders of runs, or of folders of runs (the reference)")
-    add("--output-dir", default="output", help="where the results are put (output)")
-
-    def work(args: argparse.Namespace) -> None:
-        trainings = [read_training(folder) for folder in find_runs(args.runs or [REFERENCE])]
-        shown = [training for training in trainings if training.short_of is None]
-        lines, reports, note = curves(shown), published(), left_out(trainings)
-        rows = [*reports, *measured(trainings)]
-        rows.sort(
-            key=lambda row: (-row.parameters, row.network, row.source != "published", row.epochs)
-        )
-        points = [*reports, *measured(shown)]
-        with runs.Run.create(args.output_dir, "compare") as run:
-            run.write("compare.md", markdown(rows))
-            run.write("compare.csv", comma_separated(rows))
-            run.write("compare.png", plots.comparison(points, pareto(points), note))
-            run.write("progress.png", plots.progress(lines, reports, note))
-            run.log(markdown(rows))
-            if note:
-                run.log(note)
-            run.log(f"Results: {run.folder}")
-
+    parser = cli.ArgumentParser(prog="tools.compare", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*", type=Path, help="runs or their folders (the reference)")
+    parser.add_argument("--output-dir", default="output", help="where the results are put (output)")
     return cli.run(parser, work, arguments)
 
 
