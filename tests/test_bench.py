@@ -1,6 +1,7 @@
 """tools/bench and tools/minutes: what they run and how they report; no figure is a test's."""
 
 import io
+import itertools
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +25,7 @@ import networks
 import plots
 import utils
 from fast import cpu
-from tests.conftest import call_main
+from tests.conftest import SMALL_NETWORK, call_main
 from tools import bench, minutes, usual, ways
 
 CPU = torch.device("cpu")
@@ -81,7 +83,7 @@ def test_figures_are_medians_and_ratios_within_each_turn():
 
 def test_report_names_every_figure():
     text = bench.report(RESULTS)
-    for part in ("1,200", "(1,000 to 1,600)", "0.20 s", "6.00", "30.0", "100.0", "16.0", "240.0"):
+    for part in ("1,200", "(1,000 to 1,600)", "0.20", "6.00", "30.0", "100.0", "16.0", "240.0"):
         assert part in text
     assert "kept memory" in text
 
@@ -93,7 +95,7 @@ def white_edge(png: bytes) -> bool:
 
 
 def test_picture_is_not_clipped():
-    assert white_edge(plots.bench(RESULTS, "title"))
+    assert white_edge(bench.picture(RESULTS, "title"))
 
 
 def test_training_flops_against_arithmetic(net):
@@ -103,23 +105,27 @@ def test_training_flops_against_arithmetic(net):
     assert counted == pytest.approx((2 * conv + 3 * linear) / 1e6)
 
 
-def test_start_and_epoch_are_timed_apart(monkeypatch):
+def test_start_and_epoch_are_timed_apart(net, monkeypatch, capsys):
     """By a clock that only the loader moves: 5 s until its first batch, then 1 s each."""
-    clock = SimpleNamespace(now=0.0)
+    clock, counts = SimpleNamespace(now=0.0), []
     monkeypatch.setattr(bench.time, "perf_counter", lambda: clock.now)
 
-    class Loader:
-        dataset = range(30)
-
-        def __iter__(self):
+    def way(network, device, count):
+        def batches():
             for seconds in (5.0, 1.0, 1.0):
                 clock.now += seconds
                 yield seconds
 
-    loader = bench.TimedLoader(Loader(), CPU)
-    assert bench.timed(CPU, list, loader) == 7.0
-    assert loader.start_seconds == 5.0
-    assert list(loader) == [5.0, 1.0, 1.0]
+        counts.append(count)
+        loader = batches()
+        return loader, lambda: list(loader)
+
+    monkeypatch.setitem(bench.KINDS, "usual", way)
+    arguments = ["--way", "usual", "--model", net, "--device", "cpu", "--images", 700]
+    status, out, _ = call_main(bench.main, capsys, arguments)
+    assert status == 0
+    assert json.loads(out) == {"images_per_second": 100.0, "start_seconds": 5.0}
+    assert counts == [4 * 128 + 60, 700, 700]  # the size of the last batch is warmed up, too
 
 
 # ---------------------------------------------------------------- the ways
@@ -129,7 +135,7 @@ def test_usual_data_set_is_the_same_pipeline(sample):
     mean, std = utils.channel_stats(sample.test_images)
     transform = utils.test_transform(mean, std)
     item_by_item = usual.UsualDataset(
-        sample.test_images, sample.test_labels, usual.FromPIL(transform)
+        sample.test_images, sample.test_labels, partial(usual.albumented, transform)
     )
     ((images, labels),) = utils.make_loader(
         sample.test_images,
@@ -144,15 +150,20 @@ def test_usual_data_set_is_the_same_pipeline(sample):
     torch.testing.assert_close(torch.stack([image for image, _ in item_by_item]), images)
 
 
-def test_whole_batches_are_crops_and_flips_of_every_image_once():
+def test_whole_batches_are_crops_and_flips_of_every_image_once(net, monkeypatch):
     images, _ = ways.repeated_sample(60)
-    loader = ways.WholeBatchLoader(images, np.arange(60), 25, CPU, torch.float32)
+    monkeypatch.setattr(ways, "repeated_sample", lambda count: (images, np.arange(count)))
+    precision = utils.Precision(torch.float32, torch.channels_last)
+    monkeypatch.setattr(utils, "pick_precision", lambda _: precision)
+    net.write_text(NET.replace("batch_size=128", "batch_size=25"))
+    network = networks.load_network(str(net))
+    epochs = [ways.whole_batch(network, CPU, 60)[0] for _ in range(2)]
     mean, std = utils.channel_stats(images)
     normalised = (images / 255 - np.array(mean)) / np.array(std)
     padded = np.pad(normalised, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (32, 32), axis=(1, 2))
     places, flips, order, sizes = set(), set(), [], []
-    for batch, labels in [*loader, *loader]:
+    for batch, labels in itertools.chain(*epochs):
         assert batch.is_contiguous(memory_format=torch.channels_last)
         sizes.append(len(labels))
         order += labels.tolist()
@@ -190,12 +201,12 @@ def test_every_way_trains(name, net, monkeypatch):
     )
     build = network.build
     network = network._replace(build=lambda: built.append(build()) or built[-1])
-    way = ways.WAYS[name](network, CPU)
-    (model,) = built
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    loader = way.load(300)
+    loader, _ = ways.WAYS[name](network, CPU, 300)
     assert [len(labels) for _, labels in loader] == [128, 128, 44]
-    way.epoch(bench.TimedLoader(loader, CPU))
+    _, epoch = ways.WAYS[name](network, CPU, 300)
+    model = built[-1]
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    epoch()
     for parameter, old in zip(model.parameters(), before, strict=True):
         assert torch.isfinite(parameter).all()
         assert not torch.equal(parameter, old)
@@ -208,9 +219,8 @@ def test_what_is_left_out_is_left_out(part, net, monkeypatch):
         monkeypatch.setattr(cpu, name, lambda *_, name=name: calls.append(name))
     monkeypatch.setattr(utils, "train", lambda model, loader, *rest: trained.append(rest))
     monkeypatch.setattr(utils, "default_workers", lambda: 0)
-    way = ways.ours(networks.load_network(str(net)), CPU, part)
-    loader = way.load(256)
-    way.epoch(loader)
+    loader, epoch = ways.KINDS[part](networks.load_network(str(net)), CPU, 256)
+    epoch()
     found = trained[0][5]
     usual_precision = utils.pick_precision(CPU)
     assert isinstance(loader, utils.BatchedLoader) == (part != "batched loader")
@@ -224,8 +234,8 @@ def test_what_is_left_out_is_left_out(part, net, monkeypatch):
 
 def test_ours_is_what_train_runs():
     """The same precision, layers and augmentation as train.py takes."""
-    crop = ways.ours(networks.load_network("2"), CPU).load(256).transform
-    assert type(crop.steps[0]).__name__ == "PadIfNeeded"
+    loader, _ = ways.ours(networks.load_network("2"), CPU, 256)
+    assert type(loader.transform.steps[0]).__name__ == "PadIfNeeded"
 
 
 def test_ours_loads_an_augmentation_without_a_batched_form(net, monkeypatch):
@@ -233,7 +243,7 @@ def test_ours_loads_an_augmentation_without_a_batched_form(net, monkeypatch):
     blurred = A.Compose([A.Blur(p=1.0), *pipeline.transforms])
     monkeypatch.setitem(utils.TRANSFORMS, "standard", lambda *_: blurred)
     monkeypatch.setattr(utils, "default_workers", lambda: 0)
-    loader = ways.ours(networks.load_network(str(net)), CPU).load(256)
+    loader, _ = ways.ours(networks.load_network(str(net)), CPU, 256)
     assert isinstance(loader, torch.utils.data.DataLoader)
     assert loader.dataset.transform is blurred
 
@@ -270,11 +280,11 @@ def fake_python(path: Path, script: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("script", ["exit 3", "read line; exit 3", "read line; printf '{\"ima'"])
+@pytest.mark.parametrize("script", ["exit 3", "printf '{\"ima'"])
 def test_a_measured_process_that_dies_is_told_in_one_line(
     script, net, tmp_path, capsys, monkeypatch
 ):
-    """Before it is asked, without an answer, and with half of one."""
+    """Without an answer, and with half of one."""
     monkeypatch.setattr(sys, "executable", fake_python(tmp_path / "python", script))
     status, _, error = call_main(bench.main, capsys, ["--model", net, "--output-dir", tmp_path])
     assert status == 1
@@ -293,13 +303,13 @@ def alive(pid: int) -> bool:
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_ends_all_processes(number, status, net, tmp_path, capsys, monkeypatch):
-    """The measured ones, deaf to the signal as they are, and their workers."""
+    """The measured one, deaf to the signal as it is, and its workers."""
     pids = tmp_path / "pids"
     script = f"trap '' INT TERM\nsleep 600 &\necho $$ $! >> '{pids}'\nwait"
     monkeypatch.setattr(sys, "executable", fake_python(tmp_path / "python", script))
 
     def interrupt() -> None:
-        while not pids.is_file() or len(pids.read_text().split()) < 2 * len(ways.WAYS):
+        while not pids.is_file() or len(pids.read_text().split()) < 2:
             time.sleep(0.02)
         os.kill(os.getpid(), number)
 
@@ -337,19 +347,95 @@ def test_bad_input_gets_one_clear_line(arguments, message, capsys, tmp_path):
 # ---------------------------------------------------------------- the usual way's training
 
 
-def test_usual_trains_until_the_accuracy_and_goes_on(net, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def begun(net, tmp_path, capsys, monkeypatch):
+    """The flags and the folder of a training of two epochs that --until stopped after one."""
     monkeypatch.setattr(utils, "default_workers", lambda: 0)
     net.write_text(NET + "PUBLISHED = dict(RECIPE)\n")
     common = ["--model", net, "--dry-run", "--device", "cpu", "--epochs", 2]
     out_dir = ["--output-dir", tmp_path / "out"]
     assert call_main(usual.main, capsys, [*common, *out_dir, "--until", 0.01])[0] == 0
     (folder,) = (tmp_path / "out").iterdir()
-    assert len(minutes.read_log(folder)[1]) == 1
+    return common, folder
+
+
+def test_usual_trains_until_the_accuracy_and_goes_on(begun, capsys):
+    common, folder = begun
+    assert len(minutes.read_curve(folder, "usual", None)[1]) == 1
+    again = [*common, "--resume", folder, "--until", 0.01]  # there already
+    assert call_main(usual.main, capsys, again)[0] == 0
+    assert len(minutes.read_curve(folder, "usual", None)[1]) == 1
     assert call_main(usual.main, capsys, [*common, "--resume", folder])[0] == 0
-    spent, accuracies = minutes.read_log(folder)
+    spent, accuracies = minutes.read_curve(folder, "usual", None)
     assert len(spent) == len(accuracies) == 2
     assert 0 < spent[0] < spent[1]
     assert all(0 < accuracy < 100 for accuracy in accuracies)
+
+
+@pytest.mark.parametrize("flags", [["--model", "1"], ["--epochs", "3"], ["--seed", "1"]])
+def test_usual_goes_on_with_the_same_training_alone(flags, begun, capsys, monkeypatch):
+    common, folder = begun
+    one = networks.load_network(str(common[1]))
+    other = one._replace(build=type("Other", (one.build,), {}))
+    load = networks.load_network
+    monkeypatch.setattr(networks, "load_network", lambda c: other if c == "1" else load(c))
+    status, _, error = call_main(usual.main, capsys, [*common, *flags, "--resume", folder])
+    assert status == 2
+    assert error.startswith(f"tools.usual: error: {folder} was begun with ")
+    assert error.count("\n") == 1
+
+
+def keep_only_the_model(path: Path) -> None:
+    torch.save({"model": torch.load(path)["model"]}, path)
+
+
+def keep_another_model(path: Path) -> None:
+    torch.save(torch.load(path) | {"model": {"x": torch.zeros(1)}}, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "break_it", "message"),
+    [
+        ("usual.json", Path.unlink, "usual.json cannot be read"),
+        ("usual.json", lambda path: path.write_text('{"net'), "usual.json cannot be read"),
+        ("usual.json", lambda path: path.write_text("[]"), "usual.json holds no settings"),
+        ("last.pt", Path.unlink, "last.pt"),
+        ("last.pt", lambda path: path.write_bytes(path.read_bytes()[:-99]), "whole checkpoint"),
+        ("last.pt", keep_only_the_model, "last.pt does not fit: KeyError: 'optimizer'"),
+        ("last.pt", keep_another_model, "last.pt does not fit: RuntimeError"),
+    ],
+)
+def test_usual_tells_of_a_damaged_folder_in_one_line(name, break_it, message, begun, capsys):
+    common, folder = begun
+    break_it(folder / name)
+    status, _, error = call_main(usual.main, capsys, [*common, "--resume", folder])
+    assert status in (1, 2)
+    assert error.startswith("tools.usual: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_usual_makes_no_folder_of_one_that_is_not_there(begun, tmp_path, capsys):
+    common, _ = begun
+    status, _, error = call_main(usual.main, capsys, [*common, "--resume", tmp_path / "gone"])
+    assert (status, error.count("\n")) == (2, 1)
+    assert not (tmp_path / "gone").exists()
+
+
+def test_usual_evaluates_without_an_optimizer(sample):
+    """The figures of utils.test, in eval mode, and nothing learned of the images."""
+    scope = {"RECIPE": None}
+    exec(SMALL_NETWORK, scope)
+    model = scope["Small"]()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = torch.from_numpy(sample.test_images[:50]).permute(0, 3, 1, 2) / 255
+    pairs = torch.utils.data.TensorDataset(images, torch.from_numpy(sample.test_labels[:50]).long())
+    loader = torch.utils.data.DataLoader(pairs, 20)
+    found = usual.run_epoch(model, loader, torch.nn.CrossEntropyLoss())
+    plain = utils.Precision(torch.float32, torch.contiguous_format)
+    assert found == pytest.approx(utils.test(model, loader, CPU, plain)[:2])
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name])
 
 
 def test_usual_wants_a_published_recipe(net, tmp_path, capsys):
@@ -404,12 +490,13 @@ def test_minutes_to_the_target(ours, options, lines, folders, capsys):
 
 def test_minutes_says_in_the_picture_whose_seconds_they_are(folders, capsys, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "accuracy_over_minutes", lambda *a: drawn.append(a) or b"")
+    monkeypatch.setattr(plots, "png", lambda figure: drawn.append(figure) or b"")
     arguments = [folders / "slow", folders / "fast", "--output", folders / "minutes.png"]
     bench_flags = ["--bench", folders / "bench.json", "--bench-for", "usual"]
     assert call_main(minutes.main, capsys, [*arguments, *bench_flags])[0] == 0
-    (usual_name, ours_name), *_ = drawn[0]
-    assert "tools.bench" in usual_name
+    usual_name, ours_name, _ = (text.get_text() for text in drawn[0].legends[0].get_texts())
+    assert "tools.bench, 250" in usual_name
+    assert "85 %: 12.50 minutes" in usual_name
     assert "tools.bench" not in ours_name
 
 
@@ -417,7 +504,10 @@ def test_minutes_says_in_the_picture_whose_seconds_they_are(folders, capsys, mon
     ("break_it", "message"),
     [
         (lambda f: (f / "slow" / "log.csv").unlink(), "log.csv cannot be read"),
-        (lambda f: (f / "slow" / "log.csv").write_text("epoch\n1\n"), "no column 'train_seconds'"),
+        (
+            lambda f: (f / "slow" / "log.csv").write_text("epoch\n1\n"),
+            "there is no 'test_acc' in it",
+        ),
         (
             lambda f: (f / "slow" / "log.csv").write_text("test_acc,train_seconds\nx,1\n"),
             "could not convert string to float: 'x'",
@@ -426,7 +516,10 @@ def test_minutes_says_in_the_picture_whose_seconds_they_are(folders, capsys, mon
             lambda f: (f / "slow" / "log.csv").write_text("test_acc,train_seconds\n"),
             "no epoch in it",
         ),
-        (lambda f: (f / "bench.json").write_text("{}"), "holds no speed of 'usual'"),
+        (
+            lambda f: (f / "bench.json").write_text("{}"),
+            "bench.json cannot be read: there is no 'images_per_second' in it",
+        ),
         (lambda f: (f / "bench.json").unlink(), "bench.json cannot be read"),
     ],
 )

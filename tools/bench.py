@@ -3,26 +3,16 @@
     python -m tools.bench                      # model 2, the device that train.py would take
     python -m tools.bench --model 1 --device cpu --parts
 
-The ways (tools/ways.py) train the same network, in the batches of its recipe:
-
-- usual: tools/usual.py's textbook loop; Albumentations makes the recipe's pictures image by image,
-  in a DataLoader worker for each core; float32, SGD, `.item()` every step;
-- torchvision: the loop that kuangliu/pytorch-cifar made popular: the same with torchvision's crop
-  and flip in two workers;
-- whole_batch: the data set as one tensor on the device, as airbench has it, cropped and flipped a
-  batch at a time; reduced precision, channels_last, SGD, nothing read back before the epoch's end;
-- ours: what train.py does, with the recipe's optimizer (without a teacher, if it has one).
-
-Each runs in a process started from the command line, as its user would start it, so that workers
-start as they would for him. An epoch counts whole; the seconds until its first batch was there are
-given apart, too. Then: the share of the device's own matrix-product rate that ours reaches; the
-standard transform alone, on one core; and with --parts what each part of ours is worth, by leaving
-it out. The images are those of data/sample, repeated: speed does not depend on them.
+tools/ways.py holds the ways, which train the same network in the batches of its recipe. Each epoch
+runs in a process of its own, started from the command line as its user would start it, after a few
+batches to warm up. It counts whole; the seconds until a first batch is there are given apart, too.
+Then: the share of the device's own matrix-product rate that ours reaches; the standard transform
+alone, on one core; and with --parts what each part of ours is worth, by leaving it out. The images
+are those of data/sample, repeated: speed does not depend on them.
 """
 
 import argparse
 import contextlib
-import functools
 import json
 import os
 import signal
@@ -30,11 +20,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import timeit
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 import cli
@@ -42,9 +33,9 @@ import networks
 import plots
 import runs
 import utils
-from fast.batched import A, BatchedTransform, UnknownTransformError
+from fast.batched import BatchedTransform, UnknownTransformError
 from networks import Network
-from tools.ways import PARTS, WAYS, ours, repeated_sample
+from tools.ways import KINDS, PARTS, WAYS, repeated_sample
 
 FEWEST_IMAGES, WARM_UP_BATCHES = 256, 4
 TRANSFORM_IMAGES = 1000
@@ -56,35 +47,26 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def synchronize(device: torch.device) -> None:
-    """Waits for a GPU; the CPU has nothing outstanding."""
-    if device.type != "cpu":
-        torch.get_device_module(device).synchronize()
+def now() -> float:
+    """Seconds, once a GPU has done what it was asked for."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
 
 
-def timed(device: torch.device, function: Callable[..., object], *arguments: object) -> float:
-    """Seconds of one call, the device's work included."""
-    synchronize(device)
-    start = time.perf_counter()
-    function(*arguments)
-    synchronize(device)
-    return time.perf_counter() - start
-
-
-# ---------------------------------------------------------------- the hardware, the transform
+def timed(function: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = now()
+    function()
+    return now() - start
 
 
 def matmul_gflops(device: torch.device, dtype: torch.dtype) -> float:
     """Rate of the product of two square matrices, as fast as the device's library has it."""
     a, b = torch.randn(2, MATRIX_SIDE, MATRIX_SIDE, device=device).to(dtype)
-
-    def products(count: int) -> None:
-        for _ in range(count):
-            a @ b
-
-    products(2)  # warm-up
-    count = max(3, int(0.5 / timed(device, products, 1)))  # half a second of them
-    return 2 * MATRIX_SIDE**3 * count / timed(device, products, count) / 1e9
+    products = timeit.Timer("a @ b", setup="a @ b", timer=now, globals={"a": a, "b": b})
+    count, seconds = products.autorange()
+    return 2 * MATRIX_SIDE**3 * count / seconds / 1e9
 
 
 def mflop_per_image(network: Network) -> float:
@@ -102,174 +84,131 @@ def mflop_per_image(network: Network) -> float:
 def bench_transform(device: torch.device, batch_size: int, repetitions: int) -> dict:
     """Microseconds an image on one core (the batched form on a GPU: on that GPU)."""
     images, _ = repeated_sample(TRANSFORM_IMAGES)
-    batches = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
-    batches, generator = batches.split(batch_size), torch.Generator(device)
-    threads = torch.get_num_threads()
+    planar = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(device)
+    batches, generator = planar.split(batch_size), torch.Generator(device)
+    threads, results = torch.get_num_threads(), {}
     torch.set_num_threads(1)
-    results = {}
-    for name in ("p=1", "own p"):
-        compose = utils.train_transform(*utils.channel_stats(images))
-        for step in compose.transforms:
-            if name == "p=1" and isinstance(step, A.Affine | A.CoarseDropout):
-                step.p = 1.0
-        ways = {"albumentations": lambda c=compose: [c(image=image) for image in images]}
+    for rate, probability in (("p=1", [1.0]), ("own p", [])):
+        compose = utils.train_transform(*utils.channel_stats(images), *probability)
+        forms = {"albumentations": lambda c=compose: [c(image=image) for image in images]}
         with contextlib.suppress(UnknownTransformError):  # of somebody's own edit
             batched = BatchedTransform.from_compose(compose)
-            ways["batched"] = lambda b=batched: [b(batch, generator) for batch in batches]
-        seconds = [{way: timed(device, ways[way]) for way in ways} for _ in range(repetitions + 1)]
-        results[name] = {
-            way: spread([1e6 * turn[way] / len(images) for turn in seconds[1:]]) for way in ways
-        }
+            forms["batched"] = lambda b=batched: [b(batch, generator) for batch in batches]
+        results[rate] = {}
+        for form, run in forms.items():
+            _, *turns = [1e6 * timed(run) / len(images) for _ in range(repetitions + 1)]
+            results[rate][form] = spread(turns)
     torch.set_num_threads(threads)
     return results
 
 
-# ---------------------------------------------------------------- the processes
-
-
-class TimedLoader:
-    """A loader that notes the seconds until its first batch is there, as `start_seconds`."""
-
-    def __init__(self, loader: object, device: torch.device) -> None:
-        self.loader, self.dataset, self.device = loader, loader.dataset, device
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        start = time.perf_counter()
-        batches = iter(self.loader)
-        first = next(batches)
-        synchronize(self.device)
-        self.start_seconds = time.perf_counter() - start
-        yield first
-        yield from batches
-
-
 def serve(args: argparse.Namespace) -> None:
-    """In a process of its own: reads numbers of images, answers each with an epoch's figures."""
+    """In a process of its own: prints an epoch's figures as JSON."""
     answers, sys.stdout = sys.stdout, sys.stderr  # a model file may print
-    kind, device = args.way, utils.pick_device(args.device)
-    network = networks.load_network(args.model)
-    way = WAYS[kind](network, device) if kind in WAYS else ours(network, device, kind)
-    load = functools.cache(way.load)  # a training makes its loader once
-    for line in sys.stdin:
-        loader = TimedLoader(load(int(line)), device)
-        speed = int(line) / timed(device, way.epoch, loader)
-        answer = {"images_per_second": speed, "start_seconds": loader.start_seconds}
-        if kind == "ours":
-            answer["matmul_gflops"] = matmul_gflops(device, network.precision(device).dtype)
-        print(json.dumps(answer), file=answers, flush=True)
+    device, network = utils.pick_device(args.device), networks.load_network(args.model)
+    way, size, count = KINDS[args.way], network.recipe.batch_size, args.images
+    # The last batch's size is warmed up, too.
+    _, epoch = way(network, device, min(count, WARM_UP_BATCHES * size + count % size))
+    epoch()
+    loader, _ = way(network, device, count)
+    first = timed(lambda: next(iter(loader)))
+    _, epoch = way(network, device, count)
+    answer = {"images_per_second": count / timed(epoch), "start_seconds": first}
+    if args.way == "ours":
+        answer["matmul_gflops"] = matmul_gflops(device, network.precision(device).dtype)
+    print(json.dumps(answer), file=answers)
 
 
-class Measured:
-    """A process that measures one of WAYS, or ours without one of PARTS."""
-
-    def __init__(self, kind: str, network: Network, device: torch.device) -> None:
-        self.kind = kind
-        command = [sys.executable, "-m", "tools.bench", "--way", kind]
-        self.process = subprocess.Popen(
-            [*command, "--model", str(network.file), "--device", str(device)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=utils.HERE,
-            process_group=0,  # Ctrl-C reaches the asking process alone, which ends them all
-        )
-
-    def epoch(self, count: int) -> dict[str, float]:
-        """The figures of an epoch of so many images, as `serve` answers.
-
-        Raises:
-            OSError: the process has ended.
-        """
-        try:
-            print(count, file=self.process.stdin, flush=True)
-            return json.loads(self.process.stdout.readline())
-        except (BrokenPipeError, ValueError):  # ValueError: no answer, or half of one
-            message = f"the process that measures {self.kind!r} ended; its error is above"
-            raise OSError(message) from None
-
-    def end(self) -> None:
-        """Ends it and its workers."""
-        with contextlib.suppress(OSError, AttributeError):  # Windows has no process groups
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()
-
-
-def measure(
-    kinds: list[str], network: Network, device: torch.device, images: int, turns: int
-) -> list[dict[str, dict[str, float]]]:
-    """For each turn, the figures of an epoch of each kind.
+def measure(kind: str, network: Network, device: torch.device, images: int) -> dict[str, float]:
+    """What `serve` prints of an epoch of one of WAYS, or of ours without one of PARTS.
 
     Raises:
-        OSError: a process ended before its time.
+        OSError: the process ended before its time.
     """
-    size = network.recipe.batch_size
-    warm_up = min(images, WARM_UP_BATCHES * size + images % size)  # the last batch's size, too
-    ways: list[Measured] = []
-    try:
-        for kind in kinds:
-            ways.append(Measured(kind, network, device))
-        for way in ways:
-            way.epoch(warm_up)
-        return [{way.kind: way.epoch(images) for way in ways} for _ in range(turns)]
-    finally:
-        for way in ways:
-            way.end()
-
-
-# ---------------------------------------------------------------- the report
+    command = [sys.executable, "-m", "tools.bench", "--way", kind, "--images", str(images)]
+    command += ["--model", str(network.file), "--device", str(device)]
+    # In a group of its own: Ctrl-C reaches this process alone, which ends the other, workers too.
+    options = {"stdout": subprocess.PIPE, "cwd": utils.HERE, "process_group": 0}
+    with subprocess.Popen(command, **options) as process:
+        try:
+            return json.loads(process.communicate()[0])
+        except ValueError:  # no answer, or half of one
+            message = f"the process that measures {kind!r} ended; its error is above"
+            raise OSError(message) from None
+        finally:
+            with contextlib.suppress(OSError, AttributeError):  # Windows has no process groups
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
 
 
 def figures(turns: list[dict[str, dict[str, float]]], mflop: float) -> dict:
-    """What bench.json holds of the turns that `measure` returns; ratios are taken in each turn."""
+    """What bench.json holds of the turns' figures by kind; ratios are taken in each turn."""
+    speed, ours = "images_per_second", [turn["ours"] for turn in turns]
 
-    def value(name: str, kind: str) -> dict[str, float]:
-        return spread([turn[kind][name] for turn in turns])
+    def times_faster(kind: str) -> dict[str, float]:
+        return spread([turn["ours"][speed] / turn[kind][speed] for turn in turns])
 
-    def times(kind: str) -> dict[str, float]:
-        name = "images_per_second"
-        return spread([turn["ours"][name] / turn[kind][name] for turn in turns])
-
-    rates = [(turn["ours"]["images_per_second"], turn["ours"]["matmul_gflops"]) for turn in turns]
+    parts = {part: times_faster(part) for part in PARTS if part in turns[0]}
+    share = [turn[speed] * mflop / turn["matmul_gflops"] / 10 for turn in ours]
     results = {
-        "images_per_second": {way: value("images_per_second", way) for way in WAYS},
-        "start_seconds": {way: value("start_seconds", way) for way in WAYS},
-        "times_faster": {way: times(way) for way in WAYS if way != "ours"},
-        "matmul_gflops": value("matmul_gflops", "ours"),
-        "mflop_per_image": mflop,
-        "share_percent": spread([100 * speed * mflop / (1e3 * most) for speed, most in rates]),
+        name: {way: spread([turn[way][name] for turn in turns]) for way in WAYS}
+        for name in (speed, "start_seconds")
     }
-    if parts := [kind for kind in turns[0] if kind in PARTS]:
-        results["parts"] = {part: times(part) for part in parts}
-    return results
+    return results | {
+        "times_faster": {way: times_faster(way) for way in WAYS if way != "ours"},
+        "matmul_gflops": spread([turn["matmul_gflops"] for turn in ours]),
+        "mflop_per_image": mflop,
+        "share_percent": spread(share),
+        **({"parts": parts} if parts else {}),
+    }
+
+
+def tables(results: dict) -> list[tuple[str, int, dict[str, dict[str, float]]]]:
+    """Of bench.json: a title, the digits after the point, and the rows of each table."""
+    speeds, mflop = results["images_per_second"], results["mflop_per_image"]
+    ours = {key: value * mflop / 1e3 for key, value in speeds["ours"].items()}
+    rates = {"product of matrices": results["matmul_gflops"], "training, ours": ours}
+    found = [
+        (f"Training, epochs of {results['images']:,}: images/s", 0, speeds),
+        ("Until the first batch is there: s", 2, results["start_seconds"]),
+        ("Ours is faster than: times", 2, results["times_faster"]),
+        (f"Rate, at {mflop:,.1f} MFLOP an image: GFLOP/s", 0, rates),
+        ("Share of the matrix product's rate: %", 1, {"ours": results["share_percent"]}),
+    ]
+    for rate, forms in results["transform"].items():
+        title = f"Standard transform alone, {rate}: µs an image on one core (batched: or the GPU)"
+        found.append((title, 1, forms))
+    if "parts" in results:
+        found.append(("Ours is faster than without its: times", 2, results["parts"]))
+    return found
 
 
 def report(results: dict) -> str:
     """The tables as text."""
-
-    def line(name: str, values: dict, digits: int, unit: str = "") -> str:
-        median, low, high = (f"{values[key]:,.{digits}f}" for key in ("median", "min", "max"))
-        return f"   {name:<22}{median:>9}  ({low} to {high}){unit}"
-
-    lines = [f"Training, an epoch of {results['images']:,}, images/s: median (least to greatest)"]
-    for way, values in results["images_per_second"].items():
-        start = results["start_seconds"][way]["median"]
-        lines.append(line(way, values, 0, f", first batch after {start:.2f} s"))
-    lines.append("Times faster is ours than")
-    lines += [line(way, values, 2) for way, values in results["times_faster"].items()]
-    lines.append(f"A training step takes {results['mflop_per_image']:,.1f} MFLOP an image; GFLOP/s")
-    lines.append(line("product of matrices", results["matmul_gflops"], 0))
-    lines.append(line("of which ours reaches", results["share_percent"], 1, " %"))
-    lines.append("Standard transform alone, one core (batched: that or the GPU), µs an image")
-    for rate, ways in results["transform"].items():
-        lines += [line(f"{way}, {rate}", values, 1) for way, values in ways.items()]
-    if "parts" in results:
-        lines.append("Times faster is ours with each part than without it")
-        lines += [line(part, values, 2) for part, values in results["parts"].items()]
+    lines = []
+    for title, digits, rows in tables(results):
+        lines.append(title)
+        for name, row in rows.items():
+            median, low, high = (f"{row[key]:,.{digits}f}" for key in ("median", "min", "max"))
+            lines.append(f"   {name:<22}{median:>9}  ({low} to {high})")
     return "\n".join(lines)
+
+
+def picture(results: dict, title: str) -> bytes:
+    """The tables as bars: medians, with whiskers from least to greatest."""
+    figure = Figure(figsize=(18, 9), layout="constrained")
+    figure.suptitle(title)
+    for place, (heading, digits, rows) in enumerate(tables(results), 1):
+        axes = figure.add_subplot(2, 4, place)
+        names = [name.replace(" ", "\n").replace("_", "\n") for name in rows]
+        colors = [plots.TEST if "ours" in name else plots.TRAIN for name in rows]
+        plots.bars(axes, names, list(rows.values()), f"{{:,.{digits}f}}", 0.7, color=colors)
+        axes.set_title(heading.replace(": ", "\n", 1))
+        axes.margins(x=0.3 / len(rows), y=0.12)
+        axes.yaxis.set_major_formatter("{x:,g}")
+        axes.set_axisbelow(True)
+        axes.grid(axis="y", alpha=0.3)
+    return plots.png(figure)
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -279,28 +218,29 @@ def bench(args: argparse.Namespace) -> None:
         cli.UsageError, utils.DeviceError: no such network or device.
         OSError: a measured process ended, or the folder cannot be written.
     """
-    device = utils.pick_device(args.device)
-    network = networks.load_network(args.model)
-    images = args.images
+    device, network = utils.pick_device(args.device), networks.load_network(args.model)
     title = f"{network.build.__name__} on {utils.describe(device)}"
     with runs.Run.create(args.output_dir, f"bench-{network.name}") as run, runs.Interrupts():
-        run.log(f"{title}, medians of {args.repetitions}")
-        kinds = [*WAYS, *PARTS] if args.parts else list(WAYS)
-        turns = measure(kinds, network, device, images, args.repetitions)
+        run.log(f"{title}, medians of {args.repetitions} (least to greatest)")
+        turns = [
+            {kind: measure(kind, network, device, args.images) for kind in kinds}
+            for kinds in [KINDS if args.parts else WAYS] * args.repetitions
+        ]
+        size = network.recipe.batch_size
         results = {
             "network": network.build.__name__,
             "device": utils.describe(device),
             "precision": str(network.precision(device).dtype),
-            "batch_size": network.recipe.batch_size,
-            "images": images,
+            "batch_size": size,
+            "images": args.images,
             "repetitions": args.repetitions,
             **figures(turns, mflop_per_image(network)),
-            "transform": bench_transform(device, network.recipe.batch_size, args.repetitions),
+            "transform": bench_transform(device, size, args.repetitions),
             **runs.environment(),
         }
         run.log(report(results))
         run.write_json("bench.json", results)
-        run.write("bench.png", plots.bench(results, title))
+        run.write("bench.png", picture(results, title))
         run.log(f"Results: {run.folder}")
 
 
@@ -311,12 +251,11 @@ def main(arguments: list[str] | None = None) -> int:
     add("--model", default="2", help="1, 2, 3 or a model file (2)")
     add("--device", help="cuda, mps or cpu (default: the first of these that is there)")
     count = cli.whole_number(FEWEST_IMAGES)
-    # All of CIFAR-10's: epochs of 10,000 cost the first two ways up to a quarter of their speed.
     add("--images", type=count, default=50_000, help="in an epoch (50000)")
     add("--repetitions", type=cli.whole_number(1, 100), default=3, help="of each figure (3)")
     add("--parts", action="store_true", help="measure what each part of ours is worth, too")
     add("--output-dir", default="output", help="where the folder of the results is made (output)")
-    add("--way", choices=(*WAYS, *PARTS), help=argparse.SUPPRESS)  # this is a measured process
+    add("--way", choices=KINDS, help=argparse.SUPPRESS)  # this is a measured process
     return cli.run(parser, lambda args: (serve if args.way else bench)(args), arguments)
 
 

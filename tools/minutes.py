@@ -9,67 +9,71 @@ recipe that our loop trained gives the usual way's epochs, the bench its time.
 
 import argparse
 import csv
+import json
 import sys
 from itertools import accumulate
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 import cli
 import plots
 import runs
 
 
-def read_log(folder: Path) -> tuple[list[float], list[float]]:
+def read_curve(folder: Path, way: str, bench: Path | None) -> tuple[list[float], list[float]]:
     """Minutes of training until the end of every epoch, and the test accuracies there in percent.
 
     Raises:
-        cli.UsageError: no log.csv with epochs in it, or without one of the columns.
+        cli.UsageError: no log.csv with epochs in it, or no bench.json with that way's speed.
     """
     path = folder / "log.csv"
     try:
         rows = list(csv.DictReader(path.read_text().splitlines()))
-        minutes = list(accumulate(float(row["train_seconds"]) / 60 for row in rows))
         accuracies = [float(row["test_acc"]) for row in rows]
+        seconds = [float(row["train_seconds"]) for row in rows]
         if not rows:
             raise ValueError("no epoch in it")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = f"no column {error}" if isinstance(error, KeyError) else error
+        if bench:
+            path = bench
+            speed = json.loads(path.read_text())["images_per_second"][way]["median"]
+            seconds = [50_000 / speed] * len(rows)
+    except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+        reason = f"there is no {error} in it" if isinstance(error, KeyError) else error
         raise cli.UsageError(f"{path} cannot be read: {reason}") from None
-    return minutes, accuracies
-
-
-def epoch_minutes(path: Path, way: str) -> float:
-    """Minutes of training on 50,000 images, at the median speed that a bench.json has for the way.
-
-    Raises:
-        runs.RunError: no such file, or not of tools.bench.
-    """
-    try:
-        return 50_000 / runs.read_json(path)["images_per_second"][way]["median"] / 60
-    except (KeyError, TypeError, ZeroDivisionError):
-        raise runs.RunError(f"{path} holds no speed of {way!r}; is it of tools.bench?") from None
+    return [total / 60 for total in accumulate(seconds)], accuracies
 
 
 def draw(args: argparse.Namespace) -> None:
     """Writes the picture and prints the table."""
-    curves = {}
-    for way, folder in (("usual", args.usual), ("ours", args.ours)):
-        minutes, accuracies = read_log(folder)
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    axes = figure.subplots()
+    reached = []
+    ways = {"usual": (args.usual, plots.TRAIN), "ours": (args.ours, plots.TEST)}
+    for way, (folder, color) in ways.items():
+        bench = args.bench if args.bench_for in (way, "both") else None
+        minutes, accuracies = read_curve(folder, way, bench)
         name = f"{way}: {folder.resolve().name}"
-        if args.bench and args.bench_for in (way, "both"):
-            epoch = epoch_minutes(args.bench, way)
-            minutes = [epoch * (number + 1) for number in range(len(accuracies))]
-            name += f"\n(seconds an epoch: tools.bench, {60 * epoch:,.0f})"
-        pairs = zip(minutes, accuracies, strict=True)
-        reached = next((minute for minute, value in pairs if value >= args.target), None)
-        curves[name] = (minutes, accuracies, reached)
-        best = f"not reached, at most {max(accuracies):.2f} %"
-        when = f"{reached:,.2f} minutes" if reached else best
-        print(f"{way:<6}{args.target:g} % on the test set: {when}")
-    usual, ours = (reached for _, _, reached in curves.values())
-    if usual and ours:
-        print(f"ratio {usual / ours:.2f}")
-    picture = plots.accuracy_over_minutes(curves, args.target, "Test accuracy over training time")
-    print(f"Picture: {runs.write_file(args.output, picture)}")
+        if bench:
+            name += f"\n(seconds an epoch: tools.bench, {60 * minutes[0]:,.0f})"
+        above = [place for place, value in enumerate(accuracies) if value >= args.target]
+        when = f"{minutes[above[0]]:,.2f} minutes" if above else "not reached"
+        best = "" if above else f", at most {max(accuracies):.2f} %"
+        print(f"{way:<6}{args.target:g} % on the test set: {when}{best}")
+        label = f"{name}\n{args.target:g} %: {when}"
+        axes.plot(minutes, accuracies, color=color, marker="o", markersize=3, label=label)
+        if above:
+            reached.append(minutes[above[0]])
+            axes.axvline(reached[-1], color=color, linestyle=":")
+    if len(reached) == 2:
+        print(f"ratio {reached[0] / reached[1]:.2f}")
+    axes.axhline(args.target, color=plots.MARK, linestyle="--", label=f"{args.target:g} %")
+    axes.set(title="Test accuracy over training time", xscale="log", ylabel="test accuracy (%)")
+    axes.set_xlabel("minutes of training (logarithmic)")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3, which="both")
+    figure.legend(loc="outside lower center", ncols=3)
+    print(f"Picture: {runs.write_file(args.output, plots.png(figure))}")
 
 
 def main(arguments: list[str] | None = None) -> int:

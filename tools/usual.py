@@ -1,23 +1,24 @@
 """The usual way: a training as most repositories write it, to measure ours against.
 
     python -m tools.usual --model 2 --until 85       # the published recipe, all of CIFAR-10
-    python -m tools.usual --resume output/20261121-120000-usual-model_2
+    python -m tools.usual --model 2 --resume output/20261121-120000-usual-model_2
 
-A data set that augments image by image with Albumentations, a DataLoader with a worker for each
-core, float32, contiguous, `.item()` every step. Nothing of ours but the network, the recipe's
-numbers and the pictures' pipeline. `tools.bench` times this same code; `log.csv` has the columns of
-train.py's, so that both can be drawn over minutes (`tools.minutes`).
+Albumentations augments image by image in a DataLoader worker for each core; float32, contiguous,
+`.item()` every step. Nothing of ours but the network, the recipe's numbers and the pictures'
+pipeline. `tools.bench` times this same code; `tools.minutes` draws `log.csv` beside train.py's.
 """
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import cli
@@ -28,156 +29,141 @@ import utils
 
 
 class UsualDataset(Dataset):
-    """Item by item as torchvision's CIFAR10: from array to PIL image, then through the transform.
+    """Images uint8 (N, 32, 32, 3) and labels, item by item as torchvision's CIFAR10 gives them.
 
-    Args:
-        images, labels: uint8 (N, 32, 32, 3) and uint8 (N,).
-        transform: of a PIL image, to a float32 tensor (3, 32, 32).
+    The transform makes a float32 tensor (3, 32, 32) of a PIL image.
     """
 
-    def __init__(
-        self, images: np.ndarray, labels: np.ndarray, transform: Callable[[Image.Image], object]
-    ) -> None:
+    def __init__(self, images: np.ndarray, labels: np.ndarray, transform: Callable) -> None:
         self.images, self.labels, self.transform = images, labels.tolist(), transform
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
-class FromPIL:
-    """An Albumentations pipeline as a torchvision-style transform of a PIL image."""
-
-    def __init__(self, compose: Callable[..., dict]) -> None:
-        self.compose = compose
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        return self.compose(image=np.array(image))["image"]
+def albumented(compose: Callable[..., dict], image: Image.Image) -> Tensor:
+    """A PIL image through an Albumentations pipeline."""
+    return compose(image=np.array(image))["image"]
 
 
-def train_epoch(
+def run_epoch(
     model: nn.Module,
     loader: DataLoader,
     criterion: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    device: torch.device,
+    optimizer: torch.optim.Optimizer | None = None,
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
 ) -> utils.Metrics:
-    """One epoch, the textbook's loop; mean loss in nats and accuracy in percent."""
-    model.train()
+    """The textbook's loop, which trains, or without an optimizer evaluates.
+
+    Returns the mean loss in nats and the accuracy in percent.
+    """
+    device = next(model.parameters()).device
+    training = optimizer is not None
+    model.train(training)
     running_loss = correct = total = 0
     for images, labels in loader:
         images, labels = images.to(device), labels.to(device)
-        optimizer.zero_grad()
-        outputs = model(images)
-        loss = criterion(outputs, labels)
-        loss.backward()
-        optimizer.step()
-        scheduler.step()
+        with torch.set_grad_enabled(training):
+            outputs = model(images)
+            loss = criterion(outputs, labels)
+        if training:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
         running_loss += loss.item() * len(labels)
         correct += (outputs.argmax(dim=1) == labels).sum().item()
         total += len(labels)
     return utils.Metrics(running_loss / total, 100 * correct / total)
 
 
-def test_epoch(
-    model: nn.Module, loader: DataLoader, criterion: nn.Module, device: torch.device
-) -> utils.Metrics:
-    """One pass in eval mode; mean loss in nats and accuracy in percent."""
-    model.eval()
-    loss = correct = total = 0
-    with torch.no_grad():
-        for images, labels in loader:
-            images, labels = images.to(device), labels.to(device)
-            outputs = model(images)
-            loss += criterion(outputs, labels).item() * len(labels)
-            correct += (outputs.argmax(dim=1) == labels).sum().item()
-            total += len(labels)
-    return utils.Metrics(loss / total, 100 * correct / total)
+def reopen(folder: Path, asked: dict, parts: dict, history: runs.History) -> runs.Run:
+    """A folder to go on in, the parts and the history set to where its training stopped.
+
+    Raises:
+        cli.UsageError, utils.CheckpointError: another training's folder, or damaged files in it.
+    """
+    begun = runs.read_json(folder / "usual.json")
+    other = {key: begun[key] for key, value in asked.items() if begun.get(key, value) != value}
+    if other:
+        found = ", ".join(f"{key} {value!r:.60}" for key, value in other.items())
+        raise cli.UsageError(
+            f"{folder} was begun with {found}; give --model, --epochs and --seed as they were then"
+        )
+    run = runs.Run(folder)
+    last = utils.read_checkpoint(folder / "last.pt")
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(last[name])
+        history.rows = [row for row in last["history"] if row["test_acc"] >= 0]
+    except Exception as error:  # what does not fit raises many kinds of error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise utils.CheckpointError(f"{folder / 'last.pt'} does not fit: {reason}") from None
+    return run
 
 
-test_epoch.__test__ = False  # pytest would take the name for a test's
-
-
-def train(args: object) -> None:
+def train(args: argparse.Namespace) -> None:
     """Trains by the published recipe until its last epoch, or the first at --until, into a folder.
 
     Raises:
-        cli.UsageError: the network has no published recipe.
+        cli.UsageError: no published recipe; or nothing in the folder to go on with.
     """
-    data = cli.load_data(args)
-    device = utils.pick_device(args.device)
-    network = networks.load_network(args.model)
+    device, network = utils.pick_device(args.device), networks.load_network(args.model)
     recipe = network.published
     if recipe is None:
         raise cli.UsageError(f"{network.name} has no PUBLISHED recipe, which this trains by")
+    data = cli.load_data(args)
     mean, std = utils.channel_stats(data.train_images)
-    augment = FromPIL(recipe.train_transform(mean, std, args.epochs))
-    plain = FromPIL(utils.test_transform(mean, std))
-    options = {"num_workers": utils.default_workers(), "pin_memory": device.type == "cuda"}
+    augment = partial(albumented, recipe.train_transform(mean, std, args.epochs))
+    normalize = partial(albumented, utils.test_transform(mean, std))
     train_set = UsualDataset(data.train_images, data.train_labels, augment)
-    test_set = UsualDataset(data.test_images, data.test_labels, plain)
+    test_set = UsualDataset(data.test_images, data.test_labels, normalize)
+    options = {"num_workers": utils.default_workers(), "pin_memory": device.type == "cuda"}
     train_loader = DataLoader(train_set, recipe.batch_size, shuffle=True, **options)
     test_loader = DataLoader(test_set, 500, **options)
     torch.manual_seed(args.seed)
-    model = network.build().to(device)
-    criterion = nn.CrossEntropyLoss()
+    model, criterion = network.build().to(device), nn.CrossEntropyLoss()
     optimizer = recipes.make_optimizer(model, recipe)
     scheduler = recipes.make_scheduler(optimizer, recipe, args.epochs * len(train_loader))
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     history = runs.History("test", args.epochs, args.until, args.epochs)
+    asked = {"network": network.build.__name__, "epochs": args.epochs, "seed": args.seed}
     if args.resume:
-        run = runs.Run(Path(args.resume))
-        last = utils.read_checkpoint(run.folder / "last.pt")
-        model.load_state_dict(last["model"])
-        optimizer.load_state_dict(last["optimizer"])
-        scheduler.load_state_dict(last["scheduler"])
-        history.rows = last["history"]
+        run = reopen(args.resume, asked, parts, history)
     else:
         run = runs.Run.create(args.output_dir, f"usual-{network.name}")
-        about = {"network": network.build.__name__, "seed": args.seed, "until": args.until}
-        run.write_json("usual.json", about | runs.environment())
+        run.write_json("usual.json", asked | {"until": args.until} | runs.environment())
     with run:
-        for epoch in range(len(history.rows) + 1, args.epochs + 1):
-            torch.manual_seed(1000 * args.seed + epoch)
+        while len(history.rows) < args.epochs and history.target_epoch is None:
+            torch.manual_seed(1000 * args.seed + len(history.rows) + 1)
             start = time.perf_counter()
-            trained = train_epoch(model, train_loader, criterion, optimizer, scheduler, device)
+            trained = run_epoch(model, train_loader, criterion, optimizer, scheduler)
             middle = time.perf_counter()
-            tested = test_epoch(model, test_loader, criterion, device)
+            tested = run_epoch(model, test_loader, criterion)
             end = time.perf_counter()
-            history.add(
-                lr=scheduler.get_last_lr()[0],
-                train=trained,
-                evaluated=tested,
-                train_seconds=middle - start,
-                test_seconds=end - middle,
-            )
-            checkpoint = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            checkpoint |= {"scheduler": scheduler.state_dict(), "history": history.rows}
-            run.save_checkpoint("last.pt", checkpoint)
+            seconds = {"train_seconds": middle - start, "test_seconds": end - middle}
+            lr = scheduler.get_last_lr()[0]
+            history.add(lr=lr, train=trained, evaluated=tested, **seconds)
+            states = {name: part.state_dict() for name, part in parts.items()}
+            run.save_checkpoint("last.pt", states | {"history": history.rows})
             run.write_csv("log.csv", history.rows)
             print(history.line(), flush=True)
-            if tested.accuracy >= args.until:
-                break
         print(f"Results: {run.folder}")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = cli.ArgumentParser(prog="tools.usual", description="Train the usual way.")
-    add = parser.add_argument
+    add, percent = parser.add_argument, cli.real_number(positive=True)
     add("--model", default="2", help="1, 2, 3 or a model file with a PUBLISHED recipe (2)")
     add("--epochs", type=cli.parse_epochs, default=100, help="that the schedule spans (100)")
-    add(
-        "--until",
-        type=cli.real_number(positive=True),
-        default=100.0,
-        help="stop after the first epoch at this test accuracy, in percent",
-    )
+    add("--until", type=percent, default=100.0, help="stop at this test accuracy, in percent (100)")
     add("--seed", type=cli.whole_number(0, 2**32 - 1), default=0, help="of the training (0)")
     add("--device", help="cuda, mps or cpu (default: the first of these that is there)")
-    add("--resume", metavar="FOLDER", help="go on after the last whole epoch of this folder")
+    add("--resume", type=Path, metavar="FOLDER", help="go on after this folder's last whole epoch")
     cli.add_data_flags(parser)
     return cli.run(parser, train, arguments)
 

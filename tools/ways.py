@@ -1,17 +1,18 @@
 """Four ways to write the same training; tools/bench.py says what each is and measures them.
 
-A way is a function of a network and a device. Nothing of ours is in the first three but the
-network, the images, the batch size and the smoothing of the labels.
+A way is a function of a network, a device and a number of images; it returns a loader of them, and
+a function that trains an epoch on it. Nothing of ours is in the first three but the network, the
+images, the batch size and the smoothing of the labels.
 """
 
-import functools
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
@@ -24,6 +25,7 @@ from tools import usual
 
 EPOCHS = 20  # of the run whose augmentation is measured
 PARTS = ("batched loader", "reduced precision", "channels_last", "kept memory", "faster layers")
+Way = tuple[Iterable, Callable[[], object]]
 
 
 def repeated_sample(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,84 +35,55 @@ def repeated_sample(count: int) -> tuple[np.ndarray, np.ndarray]:
     return sample.train_images[index], sample.train_labels[index]
 
 
-class Way(NamedTuple):
-    """A way to train: makes a loader of so many images, and trains an epoch on one."""
-
-    load: Callable[[int], object]
-    epoch: Callable[[object], object]
-
-
-def textbook(network: Network, device: torch.device, popular: bool) -> Way:
+def textbook(network: Network, device: torch.device, count: int, popular: bool = False) -> Way:
     """The usual way; `popular`: with the pictures and workers of the loop on torchvision."""
-    mean, std = utils.channel_stats(cifar10.load_sample().train_images)
+    images, labels = repeated_sample(count)
+    mean, std = utils.channel_stats(images)
     if popular:
         moves = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
         ending = [transforms.ToTensor(), transforms.Normalize(mean, std)]
-        transform, options = transforms.Compose(moves + ending), {"num_workers": 2}
+        augment, options = transforms.Compose(moves + ending), {"num_workers": 2}
     else:
-        transform = usual.FromPIL(network.recipe.train_transform(mean, std, EPOCHS))
+        augment = partial(usual.albumented, network.recipe.train_transform(mean, std, EPOCHS))
         options = {"num_workers": utils.default_workers(), "pin_memory": device.type == "cuda"}
     torch.backends.cudnn.benchmark = popular  # as that loop has it
+    dataset = usual.UsualDataset(images, labels, augment)
+    loader = DataLoader(dataset, network.recipe.batch_size, shuffle=True, **options)
     model = network.build().to(device)
     criterion = nn.CrossEntropyLoss(label_smoothing=network.recipe.label_smoothing)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-
-    def load(count: int) -> DataLoader:
-        dataset = usual.UsualDataset(*repeated_sample(count), transform)
-        return DataLoader(dataset, network.recipe.batch_size, shuffle=True, **options)
-
-    def epoch(loader: DataLoader) -> None:
-        usual.train_epoch(model, loader, criterion, optimizer, scheduler, device)
-
-    return Way(load, epoch)
+    scheduler = LambdaLR(optimizer, lambda step: 1.0)
+    return loader, lambda: usual.run_epoch(model, loader, criterion, optimizer, scheduler)
 
 
-class WholeBatchLoader:
-    """The data set as one normalised tensor on the device; a crop and a flip for a whole batch.
+def whole_batches(padded: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """An epoch of shuffled batches out of images (N, 40, 40, 3), each batch cropped and flipped.
 
-    Yields images (N, 3, 32, 32) of `dtype`, channels_last, and labels int64 (N,).
+    Yields images (n, 3, 32, 32), channels_last, and labels (n,).
     """
-
-    def __init__(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        batch_size: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        mean, std = (torch.tensor(value, device=device) for value in utils.channel_stats(images))
-        pixels = (torch.from_numpy(images).to(device) / 255 - mean) / std
-        padded = F.pad(pixels.permute(0, 3, 1, 2), (4, 4, 4, 4), mode="reflect")
-        self.padded = padded.permute(0, 2, 3, 1).to(dtype).contiguous()  # (N, 40, 40, 3)
-        self.labels = torch.from_numpy(labels).to(device, torch.int64)
-        self.dataset, self.batch_size = images, batch_size
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        device = self.labels.device
-        window = torch.arange(32, device=device)
-        for index in torch.randperm(len(self.labels), device=device).split(self.batch_size):
-            rows, columns = torch.randint(9, (2, len(index), 1), device=device) + window
-            images = self.padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-            flip = torch.rand(len(index), 1, 1, 1, device=device) < 0.5
-            images = torch.where(flip, images.flip(2), images)
-            yield images.permute(0, 3, 1, 2), self.labels[index]
+    window = torch.arange(32, device=labels.device)
+    for index in torch.randperm(len(labels), device=labels.device).split(size):
+        rows, columns = torch.randint(9, (2, len(index), 1), device=labels.device) + window
+        images = padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+        flip = torch.rand(len(index), 1, 1, 1, device=labels.device) < 0.5
+        yield torch.where(flip, images.flip(2), images).permute(0, 3, 1, 2), labels[index]
 
 
-def whole_batch(network: Network, device: torch.device) -> Way:
-    """A plain loop over WholeBatchLoader."""
+def whole_batch(network: Network, device: torch.device, count: int) -> Way:
+    """The data set as one normalised tensor on the device, and a plain loop."""
     recipe, precision = network.recipe, network.precision(device)
     torch.backends.cudnn.benchmark = True
+    images, labels = (torch.from_numpy(part).to(device) for part in repeated_sample(count))
+    std, mean = torch.std_mean(images / 255, dim=(0, 1, 2), correction=0)
+    pixels = ((images / 255 - mean) / std).permute(0, 3, 1, 2)
+    padded = F.pad(pixels, (4, 4, 4, 4), mode="reflect").permute(0, 2, 3, 1)
+    padded = padded.to(precision.dtype).contiguous()
+    loader = whole_batches(padded, labels.long(), recipe.batch_size)
     model = network.build().to(device, memory_format=precision.memory_format)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
 
-    def load(count: int) -> WholeBatchLoader:
-        images, labels = repeated_sample(count)
-        return WholeBatchLoader(images, labels, recipe.batch_size, device, precision.dtype)
-
-    def epoch(loader: WholeBatchLoader) -> float:
+    def epoch() -> float:
         model.train()
         total = torch.zeros((), device=device)
         for images, labels in loader:
@@ -123,10 +96,10 @@ def whole_batch(network: Network, device: torch.device) -> Way:
             total += loss.detach()
         return total.item()
 
-    return Way(load, epoch)
+    return loader, epoch
 
 
-def ours(network: Network, device: torch.device, without: str = "") -> Way:
+def ours(network: Network, device: torch.device, count: int, without: str = "") -> Way:
     """As train.py assembles it; `without` leaves one of PARTS out.
 
     What `cpu` does is left out for the whole process, so that such a way wants one of its own.
@@ -141,37 +114,27 @@ def ours(network: Network, device: torch.device, without: str = "") -> Way:
     elif without == "faster layers":
         cpu.speed_up = lambda model: model
     torch.backends.cudnn.benchmark = True
+    images, labels = repeated_sample(count)
+    transform = recipe.train_transform(*utils.channel_stats(images), EPOCHS)
+    wanted = "albumentations" if without == "batched loader" else "batched"
+    batched, workers, _ = utils.choose_loader(transform, wanted)
+    options = {"shuffle": True, "device": device, "precision": precision}
+    options |= {"batched": batched, "workers": workers}
+    loader = utils.make_loader(images, labels, transform, recipe.batch_size, **options)
     model = network.ready(recipe, device, precision)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     optimizer = recipes.make_optimizer(model, recipe, precision.dtype)
     # A small constant rate: the time of a step does not depend on it.
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1e-3)
+    scheduler = LambdaLR(optimizer, lambda step: 1e-3)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
     rest = (criterion, optimizer, scheduler, scaler, device, precision, recipe.clip_norm)
-
-    def load(count: int) -> utils.Loader:
-        images, labels = repeated_sample(count)
-        transform = recipe.train_transform(*utils.channel_stats(images), EPOCHS)
-        wanted = "albumentations" if without == "batched loader" else "batched"
-        chosen = utils.choose_loader(transform, wanted)
-        return utils.make_loader(
-            images,
-            labels,
-            transform,
-            recipe.batch_size,
-            shuffle=True,
-            device=device,
-            precision=precision,
-            batched=chosen.batched,
-            workers=chosen.workers,
-        )
-
-    return Way(load, lambda loader: utils.train(model, loader, *rest))
+    return loader, lambda: utils.train(model, loader, *rest)
 
 
-WAYS: dict[str, Callable[[Network, torch.device], Way]] = {
-    "usual": functools.partial(textbook, popular=False),
-    "torchvision": functools.partial(textbook, popular=True),
+WAYS = {
+    "usual": textbook,
+    "torchvision": partial(textbook, popular=True),
     "whole_batch": whole_batch,
     "ours": ours,
 }
+KINDS = WAYS | {part: partial(ours, without=part) for part in PARTS}
