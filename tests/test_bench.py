@@ -25,10 +25,11 @@ import networks
 import plots
 import utils
 from fast import cpu
+from support import workers
 from tests.conftest import SMALL_NETWORK, call_main
 from tools import bench, minutes, usual, ways
 
-CPU = torch.device("cpu")
+CPU = utils.Device.pick("cpu")
 NET = """
 import torch
 print("a model file may print")
@@ -142,9 +143,7 @@ def test_usual_data_set_is_the_same_pipeline(sample):
         sample.test_labels,
         transform,
         len(sample.test_images),
-        shuffle=False,
-        device=CPU,
-        precision=utils.Precision(torch.float32, torch.contiguous_format),
+        utils.Device(torch.device("cpu")),
     )
     assert [item_by_item[i][1] for i in range(len(labels))] == labels.tolist()
     torch.testing.assert_close(torch.stack([image for image, _ in item_by_item]), images)
@@ -153,11 +152,10 @@ def test_usual_data_set_is_the_same_pipeline(sample):
 def test_whole_batches_are_crops_and_flips_of_every_image_once(net, monkeypatch):
     images, _ = ways.repeated_sample(60)
     monkeypatch.setattr(ways, "repeated_sample", lambda count: (images, np.arange(count)))
-    precision = utils.Precision(torch.float32, torch.channels_last)
-    monkeypatch.setattr(utils, "pick_precision", lambda _: precision)
+    device = utils.Device(torch.device("cpu"), torch.float32, torch.channels_last)
     net.write_text(NET.replace("batch_size=128", "batch_size=25"))
     network = networks.load_network(str(net))
-    epochs = [ways.whole_batch(network, CPU, 60)[0] for _ in range(2)]
+    epochs = [ways.whole_batch(network, device, 60)[0] for _ in range(2)]
     mean, std = utils.channel_stats(images)
     normalised = (images / 255 - np.array(mean)) / np.array(std)
     padded = np.pad(normalised, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
@@ -193,7 +191,7 @@ def test_every_way_trains(name, net, monkeypatch):
     """An epoch of each moves the weights of the same network, in the recipe's batches."""
     network = networks.load_network(str(net))
     built = []
-    monkeypatch.setattr(utils, "default_workers", lambda: 0)  # nothing to start
+    monkeypatch.setattr(workers, "default_workers", lambda: 0)  # nothing to start
     monkeypatch.setattr(
         ways,
         "DataLoader",
@@ -218,16 +216,15 @@ def test_what_is_left_out_is_left_out(part, net, monkeypatch):
     for name in ("keep_freed_memory", "speed_up"):
         monkeypatch.setattr(cpu, name, lambda *_, name=name: calls.append(name))
     monkeypatch.setattr(utils, "train", lambda model, loader, *rest: trained.append(rest))
-    monkeypatch.setattr(utils, "default_workers", lambda: 0)
+    monkeypatch.setattr(workers, "default_workers", lambda: 0)
     loader, epoch = ways.KINDS[part](networks.load_network(str(net)), CPU, 256)
     epoch()
-    found = trained[0][5]
-    usual_precision = utils.pick_precision(CPU)
+    found = trained[0][4]
     assert isinstance(loader, utils.BatchedLoader) == (part != "batched loader")
     assert ("keep_freed_memory" in calls) == (part != "kept memory")
     assert ("speed_up" in calls) == (part != "faster layers")
-    assert found.dtype == (torch.float32 if part == "reduced precision" else usual_precision.dtype)
-    assert found.memory_format == (
+    assert found.dtype == (torch.float32 if part == "reduced precision" else CPU.dtype)
+    assert found.layout == (
         torch.contiguous_format if part == "channels_last" else torch.channels_last
     )
 
@@ -242,7 +239,7 @@ def test_ours_loads_an_augmentation_without_a_batched_form(net, monkeypatch):
     pipeline = utils.test_transform((0.5,) * 3, (0.2,) * 3)
     blurred = A.Compose([A.Blur(p=1.0), *pipeline.transforms])
     monkeypatch.setitem(utils.TRANSFORMS, "standard", lambda *_: blurred)
-    monkeypatch.setattr(utils, "default_workers", lambda: 0)
+    monkeypatch.setattr(workers, "default_workers", lambda: 0)
     loader, _ = ways.ours(networks.load_network(str(net)), CPU, 256)
     assert isinstance(loader, torch.utils.data.DataLoader)
     assert loader.dataset.transform is blurred
@@ -350,7 +347,7 @@ def test_bad_input_gets_one_clear_line(arguments, message, capsys, tmp_path):
 @pytest.fixture
 def begun(net, tmp_path, capsys, monkeypatch):
     """The flags and the folder of a training of two epochs that --until stopped after one."""
-    monkeypatch.setattr(utils, "default_workers", lambda: 0)
+    monkeypatch.setattr(workers, "default_workers", lambda: 0)
     net.write_text(NET + "PUBLISHED = dict(RECIPE)\n")
     common = ["--model", net, "--dry-run", "--device", "cpu", "--epochs", 2]
     out_dir = ["--output-dir", tmp_path / "out"]
@@ -432,8 +429,8 @@ def test_usual_evaluates_without_an_optimizer(sample):
     pairs = torch.utils.data.TensorDataset(images, torch.from_numpy(sample.test_labels[:50]).long())
     loader = torch.utils.data.DataLoader(pairs, 20)
     found = usual.run_epoch(model, loader, torch.nn.CrossEntropyLoss())
-    plain = utils.Precision(torch.float32, torch.contiguous_format)
-    assert found == pytest.approx(utils.test(model, loader, CPU, plain)[:2])
+    plain = utils.Device(torch.device("cpu"))
+    assert found == pytest.approx(utils.evaluate(model, loader, plain)[:2])
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name])
 

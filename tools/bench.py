@@ -35,6 +35,8 @@ import runs
 import utils
 from fast.batched import BatchedTransform, UnknownTransformError
 from networks import Network
+from support import provenance
+from support.files import HERE
 from tools.ways import KINDS, PARTS, WAYS, repeated_sample
 
 FEWEST_IMAGES, WARM_UP_BATCHES = 256, 4
@@ -105,7 +107,8 @@ def bench_transform(device: torch.device, batch_size: int, repetitions: int) -> 
 def serve(args: argparse.Namespace) -> None:
     """In a process of its own: prints an epoch's figures as JSON."""
     answers, sys.stdout = sys.stdout, sys.stderr  # a model file may print
-    device, network = utils.pick_device(args.device), networks.load_network(args.model)
+    network = networks.load_network(args.model)
+    device = network.layout(utils.Device.pick(args.device))
     way, size, count = KINDS[args.way], network.recipe.batch_size, args.images
     # The last batch's size is warmed up, too.
     _, epoch = way(network, device, min(count, WARM_UP_BATCHES * size + count % size))
@@ -115,20 +118,20 @@ def serve(args: argparse.Namespace) -> None:
     _, epoch = way(network, device, count)
     answer = {"images_per_second": count / timed(epoch), "start_seconds": first}
     if args.way == "ours":
-        answer["matmul_gflops"] = matmul_gflops(device, network.precision(device).dtype)
+        answer["matmul_gflops"] = matmul_gflops(device.where, device.dtype)
     print(json.dumps(answer), file=answers)
 
 
-def measure(kind: str, network: Network, device: torch.device, images: int) -> dict[str, float]:
+def measure(kind: str, network: Network, device: utils.Device, images: int) -> dict[str, float]:
     """What `serve` prints of an epoch of one of WAYS, or of ours without one of PARTS.
 
     Raises:
         OSError: the process ended before its time.
     """
     command = [sys.executable, "-m", "tools.bench", "--way", kind, "--images", str(images)]
-    command += ["--model", str(network.file), "--device", str(device)]
+    command += ["--model", str(network.file), "--device", str(device.where)]
     # In a group of its own: Ctrl-C reaches this process alone, which ends the other, workers too.
-    options = {"stdout": subprocess.PIPE, "cwd": utils.HERE, "process_group": 0}
+    options = {"stdout": subprocess.PIPE, "cwd": HERE, "process_group": 0}
     with subprocess.Popen(command, **options) as process:
         try:
             return json.loads(process.communicate()[0])
@@ -218,9 +221,10 @@ def bench(args: argparse.Namespace) -> None:
         cli.UsageError, utils.DeviceError: no such network or device.
         OSError: a measured process ended, or the folder cannot be written.
     """
-    device, network = utils.pick_device(args.device), networks.load_network(args.model)
-    title = f"{network.build.__name__} on {utils.describe(device)}"
-    with runs.Run.create(args.output_dir, f"bench-{network.name}") as run, runs.Interrupts():
+    network = networks.load_network(args.model)
+    device = network.layout(utils.Device.pick(args.device))
+    title = f"{network.build.__name__} on {device}"
+    with runs.Run.create(args.output_dir, f"bench-{network.name}") as run:
         run.log(f"{title}, medians of {args.repetitions} (least to greatest)")
         turns = [
             {kind: measure(kind, network, device, args.images) for kind in kinds}
@@ -229,14 +233,14 @@ def bench(args: argparse.Namespace) -> None:
         size = network.recipe.batch_size
         results = {
             "network": network.build.__name__,
-            "device": utils.describe(device),
-            "precision": str(network.precision(device).dtype),
+            "device": str(device),
+            "precision": str(device.dtype),
             "batch_size": size,
             "images": args.images,
             "repetitions": args.repetitions,
             **figures(turns, mflop_per_image(network)),
-            "transform": bench_transform(device, size, args.repetitions),
-            **runs.environment(),
+            "transform": bench_transform(device.where, size, args.repetitions),
+            **provenance.environment(),
         }
         run.log(report(results))
         run.write_json("bench.json", results)

@@ -29,9 +29,10 @@ import cli
 import networks
 import plots
 import runs
-import utils
+from support import settings as stored
+from support.files import HERE, read_json
 
-REFERENCE = utils.HERE / "output" / "reference"
+REFERENCE = HERE / "output" / "reference"
 # Class name to what load_network takes, and the authors' own report, by their logs: percent, after
 # how many epochs, and the epoch of 85 %. Of C1C2C3C4 and DilatedCNN the best epoch is reported.
 PUBLISHED = {
@@ -69,7 +70,7 @@ COLUMNS = {
 }
 
 
-class Settings(runs.Settings, strict=True):
+class Settings(stored.Settings, strict=True):
     """What a training that is compared must say of itself."""
 
     network: str
@@ -99,7 +100,7 @@ class Results(BaseModel, strict=True):
 def size_of(name: str) -> tuple[int, float, float]:
     """(parameters, megabytes of float32 weights, millions of multiply-adds an image of 32x32)."""
     choice = NETWORKS[name]
-    network = networks.load_network(str(utils.HERE / choice) if "/" in choice else choice)
+    network = networks.load_network(str(HERE / choice) if "/" in choice else choice)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network.build().eval()(torch.zeros(1, 3, 32, 32))
     macs = counter.get_total_flops() / 2e6  # it counts a multiplication and an addition as two
@@ -115,7 +116,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         files = [*folder.glob("settings.json"), *sorted(folder.glob("*/settings.json"))]
         finished = [file.parent for file in files if runs.is_finished(file.parent)]
-        said = [(path, runs.read_settings(path)) for path in finished]
+        said = [(path, stored.read(path)) for path in finished]
         here = [path for path, s in said if not s.get("dry_run") and not s.get("val_split")]
         if not here:
             raise cli.UsageError(f"{folder} holds no finished training (settings and results)")
@@ -140,10 +141,10 @@ def changes(settings: dict) -> str:
 def read_training(folder: Path) -> dict:
     """The row of a finished run, and its folder, seed, what tells it from others, and `short_of`.
 
-    Raises runs.RunError for a file that is missing or damaged, naming it and the key.
+    Raises stored.RunError for a file that is missing or damaged, naming it and the key.
     """
-    settings, path = runs.read_settings(folder, Settings), folder / runs.Run.RESULTS
-    results = runs.validated(path, runs.read_json(path), Results)
+    settings, path = stored.read(folder, Settings), folder / runs.Run.RESULTS
+    results = stored.validated(path, read_json(path), Results)
     name, file, recipe = settings["network"], settings.get("model_file"), settings["recipe"]
     choice, figure, *_ = PUBLISHED.get(name, (None, None))
     ours = choice is not None and file in (None, choice, f"model_{choice}.py")
@@ -209,7 +210,7 @@ def pareto(rows: Sequence[dict]) -> list[dict]:
 def curve(folder: Path) -> list[float]:
     """Test accuracy, in percent, after each epoch; none for a run without its table (log.csv).
 
-    Raises runs.RunError for a table without epochs, or whose test_acc is no number.
+    Raises stored.RunError for a table without epochs, or whose test_acc is no number.
     """
     table = folder / "log.csv"
     try:
@@ -219,7 +220,7 @@ def curve(folder: Path) -> list[float]:
     except FileNotFoundError:
         return []
     except (ValueError, csv.Error):
-        raise runs.RunError(f"{table}: test_acc must be a number for each epoch") from None
+        raise stored.RunError(f"{table}: test_acc must be a number for each epoch") from None
 
 
 def _axes(size: tuple[float, float], title: str, xlabel: str, note: str) -> Axes:
@@ -272,7 +273,7 @@ def comparison(rows: Sequence[dict], note: str = "") -> bytes:
 def progress(trainings: Sequence[dict], reports: Sequence[dict], note: str = "") -> bytes:
     """Test accuracy by epoch: each network's best run as a labelled line, the others in faint grey.
 
-    The best ends highest. Published figures are diamonds. Raises runs.RunError as `curve` does.
+    The best ends highest. Published figures are diamonds. Raises stored.RunError as `curve` does.
     """
     title = "Test accuracy by epoch: each network's best run, and published figures as diamonds"
     axes = _axes((15, 7), title, "epoch (logarithmic)", note)

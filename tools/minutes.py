@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 import cli
 import plots
-import runs
+from support import files
 
 
 def read_curve(folder: Path, way: str, bench: Path | None) -> tuple[list[float], list[float]]:
@@ -73,7 +73,7 @@ def draw(args: argparse.Namespace) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     figure.legend(loc="outside lower center", ncols=3)
-    print(f"Picture: {runs.write_file(args.output, plots.png(figure))}")
+    print(f"Picture: {files.write_file(args.output, plots.png(figure))}")
 
 
 def main(arguments: list[str] | None = None) -> int:

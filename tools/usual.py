@@ -26,6 +26,9 @@ import networks
 import recipes
 import runs
 import utils
+from support import provenance, workers
+from support.files import CheckpointError, read_checkpoint, read_json
+from support.history import History
 
 
 class UsualDataset(Dataset):
@@ -80,13 +83,13 @@ def run_epoch(
     return utils.Metrics(running_loss / total, 100 * correct / total)
 
 
-def reopen(folder: Path, asked: dict, parts: dict, history: runs.History) -> runs.Run:
+def reopen(folder: Path, asked: dict, parts: dict, history: History) -> runs.Run:
     """A folder to go on in, the parts and the history set to where its training stopped.
 
     Raises:
-        cli.UsageError, utils.CheckpointError: another training's folder, or damaged files in it.
+        cli.UsageError, CheckpointError: another training's folder, or damaged files in it.
     """
-    begun = runs.read_json(folder / "usual.json")
+    begun = read_json(folder / "usual.json")
     other = {key: begun[key] for key, value in asked.items() if begun.get(key, value) != value}
     if other:
         found = ", ".join(f"{key} {value!r:.60}" for key, value in other.items())
@@ -94,14 +97,14 @@ def reopen(folder: Path, asked: dict, parts: dict, history: runs.History) -> run
             f"{folder} was begun with {found}; give --model, --epochs and --seed as they were then"
         )
     run = runs.Run(folder)
-    last = utils.read_checkpoint(folder / "last.pt")
+    last = read_checkpoint(folder / "last.pt")
     try:
         for name, part in parts.items():
             part.load_state_dict(last[name])
         history.rows = [row for row in last["history"] if row["test_acc"] >= 0]
     except Exception as error:  # what does not fit raises many kinds of error
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise utils.CheckpointError(f"{folder / 'last.pt'} does not fit: {reason}") from None
+        raise CheckpointError(f"{folder / 'last.pt'} does not fit: {reason}") from None
     return run
 
 
@@ -111,7 +114,7 @@ def train(args: argparse.Namespace) -> None:
     Raises:
         cli.UsageError: no published recipe; or nothing in the folder to go on with.
     """
-    device, network = utils.pick_device(args.device), networks.load_network(args.model)
+    device, network = utils.Device.pick(args.device).where, networks.load_network(args.model)
     recipe = network.published
     if recipe is None:
         raise cli.UsageError(f"{network.name} has no PUBLISHED recipe, which this trains by")
@@ -121,7 +124,7 @@ def train(args: argparse.Namespace) -> None:
     normalize = partial(albumented, utils.test_transform(mean, std))
     train_set = UsualDataset(data.train_images, data.train_labels, augment)
     test_set = UsualDataset(data.test_images, data.test_labels, normalize)
-    options = {"num_workers": utils.default_workers(), "pin_memory": device.type == "cuda"}
+    options = {"num_workers": workers.default_workers(), "pin_memory": device.type == "cuda"}
     train_loader = DataLoader(train_set, recipe.batch_size, shuffle=True, **options)
     test_loader = DataLoader(test_set, 500, **options)
     torch.manual_seed(args.seed)
@@ -129,13 +132,13 @@ def train(args: argparse.Namespace) -> None:
     optimizer = recipes.make_optimizer(model, recipe)
     scheduler = recipes.make_scheduler(optimizer, recipe, args.epochs * len(train_loader))
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
-    history = runs.History("test", args.epochs, args.until, args.epochs)
+    history = History("test", args.epochs, args.until, args.epochs)
     asked = {"network": network.build.__name__, "epochs": args.epochs, "seed": args.seed}
     if args.resume:
         run = reopen(args.resume, asked, parts, history)
     else:
         run = runs.Run.create(args.output_dir, f"usual-{network.name}")
-        run.write_json("usual.json", asked | {"until": args.until} | runs.environment())
+        run.write_json("usual.json", asked | {"until": args.until} | provenance.environment())
     with run:
         while len(history.rows) < args.epochs and history.target_epoch is None:
             torch.manual_seed(1000 * args.seed + len(history.rows) + 1)
@@ -144,9 +147,8 @@ def train(args: argparse.Namespace) -> None:
             middle = time.perf_counter()
             tested = run_epoch(model, test_loader, criterion)
             end = time.perf_counter()
-            seconds = {"train_seconds": middle - start, "test_seconds": end - middle}
-            lr = scheduler.get_last_lr()[0]
-            history.add(lr=lr, train=trained, evaluated=tested, **seconds)
+            seconds = middle - start, end - middle
+            history.add(scheduler.get_last_lr()[0], trained, tested, seconds)
             states = {name: part.state_dict() for name, part in parts.items()}
             run.save_checkpoint("last.pt", states | {"history": history.rows})
             run.write_csv("log.csv", history.rows)

@@ -6,6 +6,7 @@ images, the batch size and the smoothing of the labels.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,10 +18,12 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 import cifar10
+import networks
 import recipes
 import utils
 from fast import cpu
 from networks import Network
+from support import workers
 from tools import usual
 
 EPOCHS = 20  # of the run whose augmentation is measured
@@ -35,7 +38,7 @@ def repeated_sample(count: int) -> tuple[np.ndarray, np.ndarray]:
     return sample.train_images[index], sample.train_labels[index]
 
 
-def textbook(network: Network, device: torch.device, count: int, popular: bool = False) -> Way:
+def textbook(network: Network, device: utils.Device, count: int, popular: bool = False) -> Way:
     """The usual way; `popular`: with the pictures and workers of the loop on torchvision."""
     images, labels = repeated_sample(count)
     mean, std = utils.channel_stats(images)
@@ -45,11 +48,14 @@ def textbook(network: Network, device: torch.device, count: int, popular: bool =
         augment, options = transforms.Compose(moves + ending), {"num_workers": 2}
     else:
         augment = partial(usual.albumented, network.recipe.train_transform(mean, std, EPOCHS))
-        options = {"num_workers": utils.default_workers(), "pin_memory": device.type == "cuda"}
+        options = {
+            "num_workers": workers.default_workers(),
+            "pin_memory": device.where.type == "cuda",
+        }
     torch.backends.cudnn.benchmark = popular  # as that loop has it
     dataset = usual.UsualDataset(images, labels, augment)
     loader = DataLoader(dataset, network.recipe.batch_size, shuffle=True, **options)
-    model = network.build().to(device)
+    model = network.build().to(device.where)
     criterion = nn.CrossEntropyLoss(label_smoothing=network.recipe.label_smoothing)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     scheduler = LambdaLR(optimizer, lambda step: 1.0)
@@ -69,27 +75,27 @@ def whole_batches(padded: Tensor, labels: Tensor, size: int) -> Iterator[tuple[T
         yield torch.where(flip, images.flip(2), images).permute(0, 3, 1, 2), labels[index]
 
 
-def whole_batch(network: Network, device: torch.device, count: int) -> Way:
+def whole_batch(network: Network, device: utils.Device, count: int) -> Way:
     """The data set as one normalised tensor on the device, and a plain loop."""
-    recipe, precision = network.recipe, network.precision(device)
+    recipe = network.recipe
     torch.backends.cudnn.benchmark = True
-    images, labels = (torch.from_numpy(part).to(device) for part in repeated_sample(count))
+    images, labels = (torch.from_numpy(part).to(device.where) for part in repeated_sample(count))
     std, mean = torch.std_mean(images / 255, dim=(0, 1, 2), correction=0)
     pixels = ((images / 255 - mean) / std).permute(0, 3, 1, 2)
     padded = F.pad(pixels, (4, 4, 4, 4), mode="reflect").permute(0, 2, 3, 1)
-    padded = padded.to(precision.dtype).contiguous()
+    padded = padded.to(device.dtype).contiguous()
     loader = whole_batches(padded, labels.long(), recipe.batch_size)
-    model = network.build().to(device, memory_format=precision.memory_format)
+    model = network.build().to(device.where, memory_format=device.layout)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
 
     def epoch() -> float:
         model.train()
-        total = torch.zeros((), device=device)
+        total = torch.zeros((), device=device.where)
         for images, labels in loader:
-            images = images.contiguous(memory_format=precision.memory_format)
+            images = images.contiguous(memory_format=device.layout)
             optimizer.zero_grad(set_to_none=True)
-            with precision.autocast(device):
+            with device.autocast():
                 loss = criterion(model(images), labels)
             loss.backward()
             optimizer.step()
@@ -99,16 +105,16 @@ def whole_batch(network: Network, device: torch.device, count: int) -> Way:
     return loader, epoch
 
 
-def ours(network: Network, device: torch.device, count: int, without: str = "") -> Way:
+def ours(network: Network, device: utils.Device, count: int, without: str = "") -> Way:
     """As train.py assembles it; `without` leaves one of PARTS out.
 
     What `cpu` does is left out for the whole process, so that such a way wants one of its own.
     """
-    recipe, precision = network.recipe, network.precision(device)
+    recipe = network.recipe
     if without == "reduced precision":
-        precision = precision._replace(dtype=torch.float32)
+        device = device.exact
     elif without == "channels_last":
-        precision = precision._replace(memory_format=torch.contiguous_format)
+        device = replace(device, layout=torch.contiguous_format)
     elif without == "kept memory":
         cpu.keep_freed_memory = lambda: None
     elif without == "faster layers":
@@ -117,17 +123,15 @@ def ours(network: Network, device: torch.device, count: int, without: str = "") 
     images, labels = repeated_sample(count)
     transform = recipe.train_transform(*utils.channel_stats(images), EPOCHS)
     wanted = "albumentations" if without == "batched loader" else "batched"
-    batched, workers, _ = utils.choose_loader(transform, wanted)
-    options = {"shuffle": True, "device": device, "precision": precision}
-    options |= {"batched": batched, "workers": workers}
-    loader = utils.make_loader(images, labels, transform, recipe.batch_size, **options)
-    model = network.ready(recipe, device, precision)
+    options = {"shuffle": True, "workers": workers.choose(transform, wanted)[0]}
+    loader = utils.make_loader(images, labels, transform, recipe.batch_size, device, **options)
+    model = networks.prepare(network.build(), device, recipe)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
-    optimizer = recipes.make_optimizer(model, recipe, precision.dtype)
+    optimizer = recipes.make_optimizer(model, recipe, device.dtype)
     # A small constant rate: the time of a step does not depend on it.
     scheduler = LambdaLR(optimizer, lambda step: 1e-3)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision.dtype == torch.float16)
-    rest = (criterion, optimizer, scheduler, scaler, device, precision, recipe.clip_norm)
+    scaler = torch.amp.GradScaler(device.where.type, enabled=device.dtype == torch.float16)
+    rest = (criterion, optimizer, scheduler, scaler, device, recipe.clip_norm)
     return loader, lambda: utils.train(model, loader, *rest)
 
 
