@@ -1,7 +1,4 @@
-"""Command lines: what train.py and the tools are asked for, and how they report what went wrong.
-
-Nothing here trains: text in, checked values out.
-"""
+"""Command lines: what train.py and the tools are asked for, and how they tell what went wrong."""
 
 import argparse
 import contextlib

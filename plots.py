@@ -179,6 +179,12 @@ def of_evaluation(evaluation: utils.Evaluation, images: np.ndarray, title: str) 
     }
 
 
+def to_pixels(tensors: torch.Tensor, mean: utils.RGB, std: utils.RGB) -> np.ndarray:
+    """Normalised images (..., 3, H, W) back to uint8 (..., H, W, 3), to be looked at."""
+    values = tensors.movedim(-3, -1).float().cpu().numpy() * np.array(std) + np.array(mean)
+    return (255 * values).round().clip(0, 255).astype(np.uint8)
+
+
 def augmentations_of(
     images: np.ndarray, labels: np.ndarray, transform: A.Compose, mean: utils.RGB, std: utils.RGB
 ) -> bytes:
@@ -189,7 +195,7 @@ def augmentations_of(
     draws = []
     for _ in range(5):
         tensors = torch.stack([transform(image=image)["image"] for image in raw])
-        draws.append(utils.to_pixels(tensors, mean, std))
+        draws.append(to_pixels(tensors, mean, std))
     classes = tuple(CLASSES[label] for label in present)
     return augmentations(raw, draws, classes, "What the network is shown in training")
 

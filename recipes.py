@@ -5,7 +5,7 @@ docs/recipes.md says why the recipes of this repository are what they are.
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -86,14 +86,6 @@ class Recipe:
                 f"--batch-size a number from 1 to {images}"
             )
         return replace(self, batch_size=images)
-
-    def differences(self) -> dict[str, object]:
-        """What is not the plain default, or has none, by its key."""
-        return {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if getattr(self, field.name) != field.default
-        }
 
     def augmentation(self, epochs: int) -> float:
         """The `probability` that the transform is built with, in a run of so many epochs.

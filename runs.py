@@ -1,12 +1,11 @@
-"""One run's folder: settings, log, figures, checkpoints; and what going on with it refuses.
+"""One run's folder, and the state of a training that is saved in it.
 
     run = Run.create("output", "model_2")     # output/20261120-093000-model_2/
     run.log("a line")                         # on the screen and in train.log
-    run = Run.reopen(newest_unfinished("output"))
 
-Files are written whole or not at all (files.py), so a run that is cut off keeps what it had. The
-log alone grows by appended lines; one that was cut off is dropped when the run goes on. While a
-process works in a folder it holds the lock file in it, so that no second one goes on with the run.
+Files are written whole or not at all, so a run that is cut off keeps what it had. The log alone
+grows by appended lines; one that was cut off is dropped when the run goes on. While a process works
+in a folder it holds the lock file in it, so that no second one goes on with the run.
 """
 
 import csv
@@ -84,17 +83,19 @@ class Run:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        self._lock.release()  # the file stays: deleting it could let two processes in
-        if not self.again:
-            return
-        if isinstance(error, OSError):
-            raise StorageError(
-                f"{error}; what was finished lies in {self.folder}: when this is mended, go on "
-                f"with {self.again}"
-            ) from None
-        if isinstance(error, KeyboardInterrupt):
-            finished = "Interrupted, but the run is finished: all of it has been written"
-            self.log(finished if is_finished(self.folder) else f"Go on with: {self.again}")
+        try:
+            if not self.again or not (self.folder / self.SETTINGS).is_file():
+                return
+            if isinstance(error, OSError):
+                raise StorageError(
+                    f"{error}; what was finished lies in {self.folder}: when this is mended, go on "
+                    f"with {self.again}"
+                ) from None
+            if isinstance(error, KeyboardInterrupt):
+                finished = "Interrupted, but the run is finished: all of it has been written"
+                self.log(finished if is_finished(self.folder) else f"Go on with: {self.again}")
+        finally:
+            self._lock.release()  # the file stays: deleting it could let two processes in
 
     def log(self, line: str = "") -> None:
         """Prints the line and adds it to train.log."""
@@ -206,7 +207,7 @@ class State:
             CheckpointError: damaged, of another network, or no checkpoint of such a run.
             OSError: it cannot be read, or the rest not be written.
         """
-        path = run.folder / "last.pt"
+        path, self.history.rows = run.folder / "last.pt", []
         if not path.is_file():
             return False
         load_weights(self.model, path)

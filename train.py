@@ -134,7 +134,7 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
                 run.log(f"Layout: contiguous, since channels_last fails: {network.only_contiguous}")
             run.log(f"Training: {args.epochs} x {len(images):,} images, seed {args.seed}, {loaded}")
             run.log(f"Recipe ({args.recipe}), where it differs from plain defaults:")
-            for key, value in recipe.differences().items():
+            for key, value in flags.differences(recipe).items():
                 run.log(f"  {key:<16}{value}")
             run.log(f"Output: {run.folder}")
         elif state.restore(run):
@@ -163,10 +163,10 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
                 evaluation = evaluate(*test_set)
         except (KeyboardInterrupt, DivergedError) as error:
             stopped, evaluated = error, val_set
-            done = len(history.rows)
+            any_epoch, done = state.restore(run), len(history.rows)
             where = f"epoch {done + 1}" if done < args.epochs else "the last evaluation"
             run.log(f"Stopped in {where}: {str(error) or 'Ctrl-C'}")
-            if not state.restore(run):
+            if not any_epoch:
                 raise
             evaluation = evaluate(*val_set)
 

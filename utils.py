@@ -109,12 +109,6 @@ def _pipeline(mean: RGB, std: RGB, *steps: A.BasicTransform) -> A.Compose:
     return A.Compose([*steps, *ending], strict=True)
 
 
-def to_pixels(tensors: Tensor, mean: RGB, std: RGB) -> np.ndarray:
-    """Normalised images (..., 3, H, W) back to uint8 (..., H, W, 3), to be looked at."""
-    values = tensors.movedim(-3, -1).float().cpu().numpy() * np.array(std) + np.array(mean)
-    return (255 * values).round().clip(0, 255).astype(np.uint8)
-
-
 # ---------------------------------------------------------------- device
 
 

@@ -4,7 +4,7 @@ import argparse
 import ast
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import cli
@@ -109,6 +109,12 @@ def recipe_of(args: argparse.Namespace, network: networks.Network) -> Recipe:
         raise UsageError(f"recipe: {error}") from None
 
 
+def differences(recipe: Recipe) -> dict[str, object]:
+    """What of a recipe is not the plain default, or has none, by its key."""
+    values = {field: getattr(recipe, field.name) for field in fields(recipe)}
+    return {field.name: value for field, value in values.items() if value != field.default}
+
+
 def to_store(args: argparse.Namespace) -> dict:
     """The command line as settings.json holds it, on whichever machine and in whichever folder."""
     stored = {name: value for name, value in vars(args).items() if name not in ("resume", "model")}
@@ -151,7 +157,7 @@ def resumed(folder: Path, stored: dict | None, given: Sequence[str] | None) -> a
 
 def _as_flag(name: str, value: object) -> list[str]:
     flag = "--" + name.replace("_", "-")
-    if name == "set":
+    if name == "set" and isinstance(value, list):
         pairs = [(key, entry if isinstance(entry, str) else repr(entry)) for key, entry in value]
         return [f"{flag}={key}={entry}" for key, entry in pairs]
     if not isinstance(value, str | int | float | None):

@@ -61,7 +61,7 @@ def draws(
 ) -> np.ndarray:
     """That many outputs of the pipeline, uint8 (count, 32, 32, 3), the same at every call."""
     outputs, _ = apply(pipeline, [image] * count)
-    return np.stack([utils.to_pixels(output, mean, std) for output in outputs])
+    return np.stack([plots.to_pixels(output, mean, std) for output in outputs])
 
 
 def sheet(pipeline: A.Compose, image: np.ndarray, mean: utils.RGB, std: utils.RGB) -> bytes:

@@ -28,6 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import cifar10
 import cli
+import plots
 import utils
 from fast.batched import A, UnknownTransformError, read
 from support import workers
@@ -149,7 +150,7 @@ def check_fill(pipeline: A.Compose, mean: utils.RGB, std: utils.RGB) -> Iterator
     hole, wrong, seen = RANGES["hole area"][0], 0, 0
     white = np.full((400, 32, 32, 3), 255, dtype=np.uint8)
     for output, drawn in zip(*apply(pipeline, white, seed=1), strict=True):
-        pixels = utils.to_pixels(output, mean, std).astype(int)
+        pixels = plots.to_pixels(output, mean, std).astype(int)
         filled = (pixels == fill).all(axis=2)
         others = pixels[~filled & (pixels < 255).any(axis=2)]
         seen += filled.sum()
