@@ -108,7 +108,7 @@ def layers(model: nn.Module) -> list[Layer]:
         raise cli.UsageError(f"{type(model).__name__} cannot be measured: {reason}") from None
     with contextlib.suppress(Exception), high:  # it may take 32x32 pixels only
         network(high.images[:, None].repeat(1, 3, 1, 1))
-    rows = []
+    rows = []  # with the field in the high image, if only the output's height grew with it
     for row, far in zip(square.layers, chain(high.layers, repeat(None)), strict=False):
         near, higher = row.output.split("x"), (far or row).output.split("x")
         better = higher != near and higher[::2] == near[::2] and far.field.isdigit()
