@@ -1,5 +1,7 @@
 """The other published networks: their counts and tables; and tools.receptive_field."""
 
+import copy
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import cli
 import networks
 import utils
 from tests.conftest import call_main
+from tests.test_models import documented_layers
 from tools import receptive_field
 
 ROOT = Path(__file__).parents[1]
@@ -93,50 +96,86 @@ def measured(model: nn.Module) -> int:
     return int(rows.max() - rows.min()) + 1
 
 
+def fields(model: nn.Module) -> list[str]:
+    return [row.field for row in receptive_field.layers(model)]
+
+
 @pytest.mark.parametrize("name", ["c1c2c3c4", "cifarnet", "dilated_cnn"])
 def test_receptive_field_against_the_gradient(name):
-    fields = [row.field for row in receptive_field.layers(build(name))]
-    assert max(fields) == measured(build(name)) == FIELDS[name]
+    *_, last, end = fields(build(name))
+    assert (int(last), end) == (measured(build(name)), "whole image")
+    assert int(last) == FIELDS[name]
 
 
 def test_receptive_field_of_max_pools_and_residuals_by_hand():
-    """ResNet: 3, 5, pool 6, 10, 14, 18, pool 20, 28, pool 32, 48, 64, pool 88."""
-    fields = [row.field for row in receptive_field.layers(build("resnet"))]
-    assert fields == [3, 5, 6, 10, 14, 18, 20, 28, 32, 48, 64, 88, 0]
+    """The last pool's output is 1x1 of a 32x32 image, and the network takes no other size."""
+    wanted = [3, 5, 6, 10, 14, 18, 20, 28, 32, 48, 64, 88, "whole image"]
+    assert fields(build("resnet")) == [str(field) for field in wanted]
 
 
-@pytest.mark.parametrize(("model", "field"), [("1", 43), ("2", 35), ("3", 67)])
-def test_receptive_field_command(model, field, capsys):
-    assert receptive_field.main(["--model", model]) == 0
-    assert f"sees {field} pixels" in capsys.readouterr().out
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_receptive_field_table_is_the_docstrings(number, capsys):
+    assert receptive_field.main(["--model", str(number)]) == 0
+    *table, _, summary = capsys.readouterr().out.splitlines()
+    printed = {line.split()[0].removesuffix(".0"): line for line in table[2:]}
+    documented = documented_layers(number)
+    for name, output, _, field in documented:
+        assert output in printed[name].split(), name
+        assert printed[name].split()[-1] == str(field), name
+    assert len(printed) == len(documented) + 1  # and the global pool
+    assert printed["pool"].endswith("whole image")
+    assert f"sees {field} pixels" in summary
+
+
+def test_receptive_field_columns_and_a_wrong_model(capsys):
+    assert receptive_field.main(["--model", str(ROOT / "baselines" / "resnet.py")]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "layer kind output kernel stride dilation receptive field"
+    assert "max_pool2d pool 512x1x1 4 4 1 88" in lines
+    depthwise = receptive_field.layers(build("cifarnet"))[4]
+    assert depthwise == ("block2.depthwise", "depthwise", "128x32x32", "3", "1", "4", "13")
     assert receptive_field.main(["--model", "9"]) == 2
     assert "'9' is neither" in capsys.readouterr().err
 
 
-class Tokens(nn.Module):
-    """The places of a feature map as a sequence (N, places, channels), through a layer."""
+@pytest.mark.parametrize("seed", range(6))
+def test_receptive_fields_are_those_of_the_formula(seed):
+    """Araujo et al.: a layer adds (kernel - 1) * dilation * jump; a stride multiplies the jump."""
+    draw, stack, wanted, field, jump = random.Random(seed), [], [], 1, 1
+    for _ in range(7):
+        kernel, dilation = draw.choice([1, 2, 3, 5]), draw.choice([1, 1, 2, 3])
+        stride = draw.choice([1, 1, 2]) if jump < 8 else 1
+        kind = draw.choice(["convolution", "depthwise", "groups 2", "max", "average"])
+        if kind == "max":
+            stack.append(nn.MaxPool2d(kernel, stride, kernel // 2, dilation))
+        elif kind == "average":
+            stack.append(nn.AvgPool2d(kernel, stride, kernel // 2))
+        else:
+            groups = {"convolution": 1, "depthwise": 4, "groups 2": 2}[kind]
+            padding = dilation * (kernel // 2)
+            stack.append(nn.Conv2d(4, 4, kernel, stride, padding, dilation, groups))
+        dilation = 1 if kind == "average" else dilation
+        field += (kernel - 1) * dilation * jump
+        jump *= stride
+        wanted.append(str(field))
+        stack += draw.choice([[], [nn.BatchNorm2d(4), nn.ReLU(inplace=True)], [nn.Tanh()]])
+    assert fields(nn.Sequential(nn.Conv2d(3, 4, 1), *stack)) == ["1", *wanted]
 
-    def __init__(self, layer: nn.Module) -> None:
+
+class Tokens(nn.Module):
+    """The places of a feature map as a sequence (N, places, channels), which attention mixes."""
+
+    def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 16, 4, stride=4)
-        self.layer = layer
+        self.layer = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.last = nn.Conv2d(16, 10, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        tokens = self.stem(images).flatten(2).transpose(1, 2)
-        if isinstance(self.layer, nn.MultiheadAttention):
-            seen, _ = self.layer(tokens, tokens, tokens)
-        elif isinstance(self.layer, nn.LSTM):
-            seen, _ = self.layer(tokens)
-        else:
-            seen = self.layer(tokens)
-        return seen.mean(1)
-
-
-class Scores(nn.Module):
-    """Attention by hand; its functions have no name of their own."""
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return (tokens @ tokens.transpose(1, 2)).softmax(dim=-1) @ tokens
+        maps = self.stem(images)
+        tokens = maps.flatten(2).transpose(1, 2)
+        tokens, _ = self.layer(tokens, tokens, tokens)
+        return self.last(tokens.transpose(1, 2).reshape(maps.shape)).mean((2, 3))
 
 
 class Through(nn.Module):
@@ -153,75 +192,87 @@ class Through(nn.Module):
         return self.last(self.function(self, self.stem(images))).mean((2, 3))
 
 
-@pytest.mark.parametrize(
-    ("model", "layer"),
-    [
-        (Tokens(nn.MultiheadAttention(16, 2, batch_first=True)), "layer (MultiheadAttention)"),
-        (Tokens(nn.LSTM(16, 16, batch_first=True)), "layer (LSTM)"),
-        (
-            Tokens(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)),
-            "layer (TransformerEncoderLayer)",
-        ),
-        (Tokens(Scores()), "matmul in layer (Scores)"),
-        (Tokens(nn.Conv1d(64, 64, 3, padding=1)), "layer (Conv1d)"),
-        (Tokens(nn.Sequential(nn.Unflatten(1, (1, 8, 8)), nn.Conv3d(1, 1, 3))), "layer.1 (Conv3d)"),
-        (nn.Sequential(nn.ConvTranspose2d(3, 8, 2, stride=2)), "0 (ConvTranspose2d)"),
-        (nn.Sequential(nn.ConvTranspose2d(3, 3, 3, padding=1)), "0 (ConvTranspose2d)"),
-        (nn.Sequential(nn.Upsample(scale_factor=2)), "0 (Upsample)"),
-        (nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 8, 3)), "0 (PixelUnshuffle)"),
-        (nn.Sequential(nn.AdaptiveAvgPool2d(4)), "0 (AdaptiveAvgPool2d)"),
-        (nn.Sequential(nn.LPPool2d(2, 3, stride=1)), "0 (LPPool2d)"),
-        (nn.Sequential(nn.Linear(32, 32)), "0 (Linear)"),
-        (Through(lambda _, maps: nn.functional.interpolate(maps, scale_factor=2)), "interpolate"),
-        (Through(lambda net, maps: torch.conv2d(maps, net.weight, padding=1)), "conv2d"),
-        (Through(lambda _, maps: maps.transpose(2, 3)), "last (Conv2d)"),
-        (Through(lambda _, maps: maps.cumsum(3)), "cumsum"),
-        (Through(lambda _, maps: maps[:, :, ::2, ::2]), "getitem"),
-    ],
-)
-def test_layers_without_a_square_window_are_refused_by_name(model, layer):
-    with pytest.raises(cli.UsageError) as caught:
-        receptive_field.layers(model)
-    message = str(caught.value)
-    assert message.startswith(f"{layer} sees no square window"), message
-    assert "\n" not in message
-
-
 def shuffled(_, maps: torch.Tensor) -> torch.Tensor:
     groups = maps.view(maps.size(0), 4, 4, maps.size(2), maps.size(3))
     return groups.transpose(1, 2).reshape(maps.shape)
 
 
 @pytest.mark.parametrize(
-    "function",
+    ("function", "wanted"),
     [
-        shuffled,
-        lambda net, maps: torch.cat(maps.chunk(2, dim=1)[::-1], dim=1),
-        lambda net, maps: maps * maps.max(1, keepdim=True).values.sigmoid(),
-        lambda net, maps: nn.functional.pad(maps, (1, 1, 1, 1)),
-        lambda net, maps: nn.functional.group_norm(maps, 4),
-        lambda net, maps: maps.permute(0, 2, 3, 1).relu_().permute(0, 3, 1, 2),
-        lambda net, maps: nn.functional.linear(
-            maps.permute(0, 2, 3, 1), net.weight[:, :, 0, 0]
-        ).permute(0, 3, 1, 2),
+        # What leaves values at their places adds nothing.
+        (shuffled, "3 5"),
+        (lambda net, maps: torch.cat(maps.chunk(2, dim=1)[::-1], dim=1), "3 5"),
+        (lambda net, maps: maps * maps.max(1, keepdim=True).values.sigmoid(), "3 5"),
+        (lambda net, maps: nn.functional.pad(maps, (1, 1, 1, 1)), "3 5"),
+        (lambda net, maps: nn.functional.group_norm(maps, 4), "3 5"),
+        (lambda net, maps: maps.permute(0, 2, 3, 1).relu_().permute(0, 3, 1, 2), "3 5"),
+        (
+            lambda net, maps: nn.functional.linear(
+                maps.permute(0, 2, 3, 1), net.weight[:, :, 0, 0]
+            ).permute(0, 3, 1, 2),
+            "3 5",
+        ),
+        (lambda net, maps: maps.transpose(2, 3), "3 5"),
+        # What does not counts in what lies behind it.
+        (lambda net, maps: torch.conv2d(maps, net.weight, padding=1), "3 5 7"),
+        (lambda net, maps: maps[:, :, ::2, ::2], "3 7"),
+        (lambda net, maps: nn.functional.interpolate(maps, scale_factor=2), "3 4"),
+        (lambda net, maps: nn.functional.adaptive_max_pool2d(maps, 16), "3 8"),
+        (lambda net, maps: nn.functional.max_pool2d(maps, 3, 2, ceil_mode=True), "3 5 9"),
+        (lambda net, maps: maps * nn.functional.adaptive_avg_pool2d(maps, 1), "3 whole"),
+        # Only images of 32x32 pixels.
+        (lambda net, maps: maps + torch.zeros(1, 16, 32, 32), "3 5"),
+        (lambda net, maps: nn.functional.avg_pool2d(maps, maps.shape[2] // 8), "3 6 14"),
     ],
 )
-def test_what_leaves_values_at_their_places_adds_nothing(function):
-    rows = receptive_field.layers(Through(function))
-    assert [(row.name, row.field) for row in rows] == [("stem", 3), ("last", 5), ("mean", 0)]
+def test_receptive_fields_behind_functions(function, wanted):
+    found = fields(Through(function))
+    assert [field.removesuffix(" image") for field in found] == [*wanted.split(), "whole"]
 
 
-def test_a_pool_whose_window_is_the_map_s_size():
-    def pooled(_, maps: torch.Tensor) -> torch.Tensor:
-        return nn.functional.pad(nn.functional.avg_pool2d(maps, maps.shape[2] // 4), (1,) * 4)
-
-    fields = [row.field for row in receptive_field.layers(Through(pooled))]
-    assert fields == [3, 10, 10 + 2 * 8, 0]
+def test_receptive_field_of_a_network_for_small_images_that_attention_mixes():
+    assert fields(Tokens()) == ["4", "whole image", "whole image"]
 
 
-def test_a_dilated_max_pool_s_field():
-    pool = nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2, stride=1, dilation=3))
-    assert [row.field for row in receptive_field.layers(pool)] == [3, 6]
+class Only32(nn.Sequential):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images + torch.zeros(32, 32)).mean((2, 3))
+
+
+def test_receptive_fields_that_the_border_of_a_fixed_size_cuts_off():
+    """By the formula 2, 4, 20, 28, 36."""
+    layers = [nn.Conv2d(3, 3, 2, 2), nn.Conv2d(3, 3, 2, 2), nn.Conv2d(3, 3, 5, padding=2)]
+    layers += [nn.Conv2d(3, 3, 3, padding=1) for _ in range(2)]
+    wanted = ["2", "4", "20", "at least 28", "whole image", "whole image"]
+    assert fields(Only32(*layers)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Through(lambda _, maps: maps.cumsum(3)), "last sees 5 rows, but 19 columns"),
+        (nn.Sequential(nn.Linear(32, 32), nn.Conv2d(3, 3, 3)), "1 sees 3 rows, but 32 columns"),
+        (nn.Sequential(nn.Conv2d(3, 8, (1, 5))), "0 sees 1 rows, but 5 columns"),
+        (nn.Sequential(nn.Hardshrink(9), nn.Conv2d(3, 8, 1)), "1 has no gradient"),
+        (nn.Sequential(nn.Conv2d(4, 8, 1)), "to have 4 channels, but got 3 channels instead"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_in_one_line(model, reason):
+    with pytest.raises(cli.UsageError) as caught:
+        receptive_field.layers(model)
+    message = str(caught.value)
+    assert message.startswith(f"{type(model).__name__} cannot be measured: ")
+    assert reason in message
+    assert "\n" not in message
+
+
+def test_measuring_leaves_the_model_alone():
+    model = build("c1c2c3c4").train()
+    before = copy.deepcopy(model.state_dict())
+    receptive_field.layers(model)
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ NOTEBOOK = ROOT / "notebooks" / "cifar10_eda.ipynb"
 
 def test_counts_means_and_histograms_by_plain_loops(sample):
     images, labels = sample.train_images[:300], sample.train_labels[:300]
-    counts, means = explore.class_counts(labels), explore.mean_images(images, labels)
-    histograms = explore.histograms(images)
+    part = sample._replace(train_images=images, train_labels=labels)
+    report = explore.report(part, explore.Pairs(*np.empty((3, 0), dtype=int)))
+    means, histograms = explore.mean_images(images, labels), explore.histograms(images)
     for label in range(10):
         chosen = [image for image, other in zip(images, labels, strict=True) if other == label]
-        assert counts[label] == len(chosen)
+        assert f"| {cifar10.CLASSES[label]} | {len(chosen)} | 20 |" in report
         wanted = sum(image.astype(float) for image in chosen) / len(chosen)
         assert np.abs(means[label] - wanted).max() <= 0.5
     for channel in range(3):
@@ -30,9 +31,10 @@ def test_counts_means_and_histograms_by_plain_loops(sample):
 
 def test_samples_are_of_their_class_and_no_two_are_the_same(sample):
     chosen = explore.samples(sample.train_images, sample.train_labels, 8)
-    for label, name in enumerate(cifar10.CLASSES):
+    assert chosen.shape == (10, 8, 32, 32, 3)
+    for label in range(10):
         known = {image.tobytes() for image in sample.train_images[sample.train_labels == label]}
-        found = {image.tobytes() for image in chosen[name]}
+        found = {image.tobytes() for image in chosen[label]}
         assert len(found) == 8
         assert found <= known
 

@@ -10,12 +10,14 @@ nearly the same picture among the training images, so that a test accuracy flatt
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 
 import cifar10
 import cli
@@ -27,7 +29,7 @@ import utils
 # most are the same picture, and a few only have the same sky (the end of near_duplicates.png).
 NEAR = 0.95
 SIDE = 16  # they are compared at half their size, which forgives re-encoding and small shifts
-TEST_CHUNK = 500
+TEST_CHUNK = 250
 SHOWN = 12
 
 
@@ -39,32 +41,22 @@ class Pairs(NamedTuple):
     similarity: np.ndarray  # float (N,), correlation from -1 to 1
 
 
-def class_counts(labels: np.ndarray) -> np.ndarray:
-    """Images of each class, int (10,)."""
-    return np.bincount(labels, minlength=len(cifar10.CLASSES))
-
-
-def samples(images: np.ndarray, labels: np.ndarray, count: int, seed: int = 0) -> dict:
-    """Class name to `count` of its images, drawn without repetition (all, if it has fewer)."""
-    draw = np.random.default_rng(seed)
-    chosen = {}
-    for label, name in enumerate(cifar10.CLASSES):
-        found = np.flatnonzero(labels == label)
-        chosen[name] = images[draw.permutation(found)[:count]]
-    return chosen
+def samples(images: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """That many images of each class, no two the same, uint8 (10, count, 32, 32, 3)."""
+    draw = np.random.default_rng(0)
+    places = [draw.permutation(np.flatnonzero(labels == label))[:count] for label in range(10)]
+    return images[np.stack(places)]
 
 
 def mean_images(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The mean image of each class, uint8 (10, 32, 32, 3), rounded."""
-    means = [images[labels == label].mean(axis=0) for label in range(len(cifar10.CLASSES))]
+    means = [images[labels == label].mean(axis=0) for label in range(10)]
     return np.stack(means).round().astype(np.uint8)
 
 
 def histograms(images: np.ndarray) -> np.ndarray:
     """How many pixels of each channel have each grey level, int (3, 256)."""
-    return np.stack(
-        [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(3)]
-    )
+    return np.stack([np.bincount(grey, minlength=256) for grey in images.reshape(-1, 3).T])
 
 
 def exact_duplicates(test: np.ndarray, train: np.ndarray) -> int:
@@ -79,30 +71,16 @@ def near_duplicates(test: np.ndarray, train: np.ndarray, least: float = NEAR) ->
     The correlation is over the colours of all pixels at half size, each image less its mean and
     at length 1: brightness and contrast do not matter.
     """
-    normalised = _descriptors(train, mirrored=False)
-    mirrored = _descriptors(train, mirrored=True)
-    best, partner = [], []
-    for chunk in _descriptors(test, mirrored=False).split(TEST_CHUNK):
-        values, indices = torch.stack(
-            [(chunk @ other.T).max(dim=1)[0] for other in (normalised, mirrored)]
-        ).max(dim=0)
-        best.append(values)
-        partner.append(
-            torch.where(
-                indices == 0,
-                (chunk @ normalised.T).argmax(dim=1),
-                (chunk @ mirrored.T).argmax(dim=1),
-            )
-        )
-    similarity, train_index = torch.cat(best).numpy(), torch.cat(partner).numpy()
-    order = np.argsort(-similarity, kind="stable")
-    order = order[similarity[order] >= least]
-    return Pairs(order, train_index[order], similarity[order])
+    known = torch.cat([_descriptors(train), _descriptors(train[:, :, ::-1])])
+    best = [(chunk @ known.T).max(dim=1) for chunk in _descriptors(test).split(TEST_CHUNK)]
+    similarity, partner = (torch.cat(chunks).numpy() for chunks in zip(*best, strict=True))
+    order = np.argsort(-similarity, kind="stable")[: (similarity >= least).sum()]
+    return Pairs(order, partner[order] % len(train), similarity[order])
 
 
-def _descriptors(images: np.ndarray, mirrored: bool) -> torch.Tensor:
-    tensor = torch.from_numpy(images).permute(0, 3, 1, 2).float()
-    small = F.adaptive_avg_pool2d(tensor.flip(3) if mirrored else tensor, SIDE).flatten(1)
+def _descriptors(images: np.ndarray) -> torch.Tensor:
+    tensor = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).float()
+    small = F.adaptive_avg_pool2d(tensor, SIDE).flatten(1)
     return F.normalize(small - small.mean(dim=1, keepdim=True), dim=1)
 
 
@@ -110,18 +88,13 @@ def report(data: cifar10.CIFAR10, pairs: Pairs) -> str:
     """The findings as Markdown."""
     mean, std = utils.channel_stats(data.train_images)
     exact = exact_duplicates(data.test_images, data.train_images)
-    train, test = class_counts(data.train_labels), class_counts(data.test_labels)
+    labels = (data.train_labels, data.test_labels)
+    columns = (np.bincount(split, minlength=10) for split in labels)
     other = sum(data.test_labels[pairs.test] != data.train_labels[pairs.train])
     count = len(data.test_images)
-    counts = "\n".join(
-        f"| {name} | {train[label]:,} | {test[label]:,} |"
-        for label, name in enumerate(cifar10.CLASSES)
-    )
-    picture = (
-        "\n![Pairs of a test and a training image](near_duplicates.png)\n"
-        if len(pairs.test)
-        else ""
-    )
+    rows = zip(cifar10.CLASSES, *columns, strict=True)
+    counts = "\n".join(f"| {name} | {train:,} | {test:,} |" for name, train, test in rows)
+    picture = "\n![Pairs of a test and a training image](near_duplicates.png)\n"
     return f"""# CIFAR-10, explored
 
 {len(data.train_images):,} training and {count:,} test images of 32x32 pixels, three channels.
@@ -151,74 +124,104 @@ Over all training pixels, in units of the full range 255.
 - {exact} of {count:,} are there byte for byte.
 - {len(pairs.test)} ({len(pairs.test) / count:.2%}) have a training image, or a mirrored one, that
   correlates with them by {NEAR} or more at half size; {other} of these pairs have different labels.
-{picture}"""
-
-
-def pair_images(data: cifar10.CIFAR10, pairs: Pairs) -> tuple[np.ndarray, list[str]]:
-    """Each pair side by side on white, uint8 (N, 32, 68, 3), and its classes and similarity."""
-    gap = np.full((len(pairs.test), 32, 4, 3), 255, dtype=np.uint8)
-    images = (data.test_images[pairs.test], gap, data.train_images[pairs.train])
-    labels = [
-        f"{cifar10.CLASSES[data.test_labels[test]]} | {cifar10.CLASSES[data.train_labels[train]]}"
-        f"  {similarity:.3f}"
-        for test, train, similarity in zip(*pairs, strict=True)
-    ]
-    return np.concatenate(images, axis=2), labels
+{picture if len(pairs.test) else ""}"""
 
 
 def pictures(data: cifar10.CIFAR10, pairs: Pairs) -> dict[str, bytes]:
-    """File name to PNG."""
-    mean, std = utils.channel_stats(data.train_images)
-    splits = {"train": data.train_labels, "test": data.test_labels}
+    """File name to PNG; near_duplicates.png only if there are any."""
+    images, labels, classes = data.train_images, data.train_labels, cifar10.CLASSES
+    chosen, means = np.concatenate(samples(images, labels, 8)), mean_images(images, labels)
     drawn = {
-        "class_counts.png": plots.class_counts(
-            {name: class_counts(labels) for name, labels in splits.items()},
-            cifar10.CLASSES,
-            "Images of each class",
-        ),
-        "samples.png": plots.image_rows(
-            samples(data.train_images, data.train_labels, 8), "Eight training images of each class"
-        ),
-        "histograms.png": plots.channel_histograms(
-            histograms(data.train_images), mean, std, "Grey levels of all training pixels"
-        ),
-        "mean_images.png": plots.labelled_images(
-            mean_images(data.train_images, data.train_labels),
-            list(cifar10.CLASSES),
-            5,
-            "Mean training image of each class",
-        ),
+        "class_counts.png": draw_counts(data),
+        "samples.png": image_grid(chosen, 8, "Eight training images of each class", left=classes),
+        "histograms.png": draw_histograms(images),
+        "mean_images.png": image_grid(means, 5, "Mean training image of each class", classes),
     }
-    if len(pairs.test):
-        images, labels = pair_images(data, pairs)
-        shown, title = list(range(len(labels))), f"Test image | training image: {len(labels)} pairs"
-        if len(shown) > 2 * SHOWN:
-            shown = shown[:SHOWN] + shown[-SHOWN:]
-            title += f", the {SHOWN} most and the {SHOWN} least alike of them"
-        drawn["near_duplicates.png"] = plots.labelled_images(
-            images[shown], [labels[index] for index in shown], 4, title
-        )
-    return drawn
+    return drawn | ({"near_duplicates.png": draw_pairs(data, pairs)} if len(pairs.test) else {})
 
 
-def explore(data: cifar10.CIFAR10, folder: Path) -> list[Path]:
-    """Writes the pictures and the report; returns their paths."""
-    pairs = near_duplicates(data.test_images, data.train_images)
-    files = {**pictures(data, pairs), "report.md": report(data, pairs)}
-    folder.mkdir(parents=True, exist_ok=True)
-    return [runs.write_file(folder / name, content) for name, content in files.items()]
+def draw_pairs(data: cifar10.CIFAR10, pairs: Pairs) -> bytes:
+    """Each pair side by side under its classes and similarity; of many, the first and the last."""
+    title = f"Test image | training image: {len(pairs.test)} pairs"
+    if len(pairs.test) > 2 * SHOWN:
+        pairs = Pairs(*(np.concatenate([column[:SHOWN], column[-SHOWN:]]) for column in pairs))
+        title += f", the {SHOWN} most and the {SHOWN} least alike of them"
+    gap = np.full((len(pairs.test), 32, 4, 3), 255, dtype=np.uint8)
+    both = (data.test_images[pairs.test], gap, data.train_images[pairs.train])
+    names = np.array(cifar10.CLASSES)
+    classes = names[data.test_labels[pairs.test]], names[data.train_labels[pairs.train]]
+    rows = zip(*classes, pairs.similarity, strict=True)
+    labels = [f"{test} | {train}  {similarity:.3f}" for test, train, similarity in rows]
+    return image_grid(np.concatenate(both, axis=2), 4, title, labels)
+
+
+def draw_counts(data: cifar10.CIFAR10) -> bytes:
+    """Bars of the images of each class, one for each split."""
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for split, labels, x in (("train", data.train_labels, -0.2), ("test", data.test_labels, 0.2)):
+        counts, name = np.bincount(labels, minlength=10), f"{split}, {len(labels):,} images"
+        drawn = axes.bar(np.arange(10) + x, counts, 0.4, label=name)
+        axes.bar_label(drawn, fmt="{:,.0f}", padding=2, fontsize=8)
+    axes.set_xticks(range(10), cifar10.CLASSES)
+    axes.set(ylabel="images", title="Images of each class")
+    axes.margins(y=0.1)
+    figure.legend(loc="outside lower right", ncols=2)
+    return plots.png(figure)
+
+
+def draw_histograms(images: np.ndarray) -> bytes:
+    """How often each grey level occurs in each channel, with its mean and standard deviation."""
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    figure.suptitle("Grey levels of all training pixels")
+    panels = figure.subplots(1, 3, sharey=True)
+    columns = (panels, ("red", "green", "blue"), histograms(images), *utils.channel_stats(images))
+    for axes, name, counts, mean, std in zip(*columns, strict=True):
+        axes.bar(range(256), 100 * counts / counts.sum(), width=1, color=f"tab:{name}", alpha=0.7)
+        axes.axvline(255 * mean, color="black", label=f"mean {mean:.4f}")
+        look = {"color": "black", "alpha": 0.1, "label": f"± std {std:.4f}"}
+        axes.axvspan(255 * (mean - std), 255 * (mean + std), **look)
+        axes.set(title=name, xlabel="grey level", xlim=(-0.5, 255.5))
+        axes.legend()
+    panels[0].set_ylabel("share of the pixels (%)")
+    return plots.png(figure)
+
+
+def image_grid(
+    images: np.ndarray,
+    columns: int,
+    title: str,
+    above: Sequence[str] = (),
+    left: Sequence[str] = (),
+) -> bytes:
+    """Rows of images (N, height, width, 3), uint8, with labels above each or left of each row."""
+    rows, wide = -(-len(images) // columns), images.shape[2] / images.shape[1]
+    size = (1.4 * wide * columns + bool(left), (1.4 + 0.25 * bool(above)) * rows + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, image, label in zip_longest(grid.flat, images, above):
+        axes.set(xticks=[], yticks=[], frame_on=False)
+        axes.set_title(label, fontsize=9)
+        if image is not None:
+            axes.imshow(image)
+    for axes, name in zip(grid[:, 0], left, strict=False):
+        axes.set_ylabel(name, rotation=0, ha="right", va="center")
+    return plots.png(figure)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    parser = cli.ArgumentParser(
-        prog="tools.explore", description="Pictures of, and figures on, the CIFAR-10 images."
-    )
+    parser = cli.ArgumentParser("tools.explore", description="Pictures of and figures on CIFAR-10.")
     cli.add_data_flags(parser)
 
     def work(args: argparse.Namespace) -> None:
-        for path in explore(cli.load_data(args), Path(args.output_dir) / "explore"):
-            print(path)
+        data = cli.load_data(args)
+        pairs = near_duplicates(data.test_images, data.train_images)
+        folder = Path(args.output_dir) / "explore"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in {**pictures(data, pairs), "report.md": report(data, pairs)}.items():
+            print(runs.write_file(folder / name, content))
 
     return cli.run(parser, work, arguments)
 
