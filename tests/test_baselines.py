@@ -65,10 +65,9 @@ def test_recipes_are_read_and_their_transforms_run_batched(name, sample):
             sample.train_labels[:64],
             transform,
             32,
+            utils.Device(torch.device("cpu")),
             shuffle=True,
-            device=torch.device("cpu"),
-            precision=utils.Precision(torch.float32, torch.contiguous_format),
-            batched=batched,
+            workers=None if batched else 0,
         )
         assert all(images.shape == (32, 3, 32, 32) for images, _ in loader)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import recipes
-import utils
+from support import model_files
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = {1: 2_114_282, 2: 222_058, 3: 73_994}
@@ -47,7 +47,7 @@ def test_running_the_file_prints_the_table_of_the_specification(number: int) -> 
 def test_our_summary_is_the_same_and_leaves_the_model_alone(number: int) -> None:
     model = build(number)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    table = utils.summary_table(model).rstrip("\n").splitlines()
+    table = model_files.summary_table(model).rstrip("\n").splitlines()
     wanted = (ROOT / f"tests/spec/model_{number}_summary.txt").read_text().splitlines()
     assert table[: len(wanted)] == wanted
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -163,6 +163,6 @@ def test_the_docstring_table_is_true(number: int) -> None:
 
 @numbers
 def test_recipe_is_complete_and_names_the_target(number: int) -> None:
-    recipe = recipes.Recipe.from_dict(importlib.import_module(f"model_{number}").RECIPE)
+    recipe = recipes.Recipe.read(importlib.import_module(f"model_{number}").RECIPE)
     assert recipe.target_accuracy == 85.0
     assert recipe.target_epochs == TARGET_EPOCHS[number]

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 import cifar10
 import cli
 import plots
-import runs
 import utils
+from support import files
 
 # The correlation from which on two images count as nearly the same: of the pairs just above it,
 # most are the same picture, and a few only have the same sky (the end of near_duplicates.png).
@@ -221,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(args.output_dir) / "explore"
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in {**pictures(data, pairs), "report.md": report(data, pairs)}.items():
-            print(runs.write_file(folder / name, content))
+            print(files.write_file(folder / name, content))
 
     return cli.run(parser, work, arguments)
 
