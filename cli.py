@@ -102,11 +102,11 @@ def ask(question: str, default: str, parse: Callable[[str], object]) -> object:
         try:
             text = input(f"{question} [{default}]: ").strip()
         except EOFError:
-            if wrong:
-                raise UsageError(f"{wrong} (and no other answer followed)") from None
             if sys.stdin.isatty():
                 print("\nno answer, nothing was done")
                 raise SystemExit(0) from None
+            if wrong:
+                raise UsageError(f"{wrong} (and no other answer followed)") from None
             text = ""
         if not sys.stdin.isatty():
             print(text)

@@ -45,7 +45,7 @@ class Network(NamedTuple):
     def name(self) -> str:
         return self.file.stem
 
-    def layout(self, device: Device) -> Device:
+    def fitting(self, device: Device) -> Device:
         """The device, in a layout that the network takes."""
         return replace(device, layout=torch.contiguous_format) if self.only_contiguous else device
 
@@ -75,7 +75,7 @@ def load_network(choice: str) -> Network:
         UsageError: no such file, or not exactly one network and a good RECIPE in it.
     """
     path = model_files.find(choice)
-    module, digest = model_files.run(path)
+    module, digest = model_files.execute(path)
     build = model_files.network_class(path, module)
     recipe, published = (model_files.recipe(path, module, k) for k in ("RECIPE", "PUBLISHED"))
     if recipe is None:
@@ -185,7 +185,7 @@ def load_teacher(
             f"the teacher in {folder} was trained with --val-split {theirs}, this run has "
             f"{held_out}, so they know different images; train one with the same --val-split"
         )
-    device = trained.source.layout(device)
+    device = trained.source.fitting(device)
     teacher = Teacher(prepare(trained.network, device), recipe.teacher_weight, device)
     digest = hashlib.sha256(trained.file.read_bytes()).hexdigest()
     return teacher, {"network": trained.name, "weights_sha256": digest}

@@ -53,7 +53,7 @@ def curves(history: list[dict], split: str, target: float, title: str) -> bytes:
     return png(figure)
 
 
-def confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], title: str) -> bytes:
+def confusion_matrix(matrix: np.ndarray, title: str) -> bytes:
     """Counts in each cell; the colour is the share of the true class (the row).
 
     Args:
@@ -64,8 +64,8 @@ def confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], title: str) -
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
-    for row in range(len(classes)):
-        for column in range(len(classes)):
+    for row in range(len(CLASSES)):
+        for column in range(len(CLASSES)):
             axes.text(
                 column,
                 row,
@@ -74,14 +74,14 @@ def confusion_matrix(matrix: np.ndarray, classes: tuple[str, ...], title: str) -
                 va="center",
                 color="white" if share[row, column] > 0.5 else "black",
             )
-    ticks = range(len(classes))
-    axes.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(ticks, classes)
+    ticks = range(len(CLASSES))
+    axes.set_xticks(ticks, CLASSES, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, CLASSES)
     axes.set(xlabel="predicted class", ylabel="true class", title=title)
     return png(figure)
 
 
-def class_accuracy(matrix: np.ndarray, classes: tuple[str, ...], title: str) -> bytes:
+def class_accuracy(matrix: np.ndarray, title: str) -> bytes:
     """Accuracy of each class, best on top, with that of all images as a line.
 
     Args:
@@ -92,7 +92,7 @@ def class_accuracy(matrix: np.ndarray, classes: tuple[str, ...], title: str) -> 
     order = np.argsort(accuracy, kind="stable")
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    drawn = axes.barh([classes[index] for index in order], accuracy[order], color=TRAIN)
+    drawn = axes.barh([CLASSES[index] for index in order], accuracy[order], color=TRAIN)
     # On white, because the line of the mean runs through some of the labels.
     ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     axes.bar_label(drawn, fmt="%.1f", padding=4, bbox=ground, zorder=3)
@@ -109,7 +109,6 @@ def misclassified(
     labels: np.ndarray,
     predictions: np.ndarray,
     confidences: np.ndarray,
-    classes: tuple[str, ...],
     title: str,
 ) -> bytes:
     """Up to 30 mistakes: the image, true and predicted class, and the confidence in it.
@@ -129,33 +128,9 @@ def misclassified(
     ):
         axes.imshow(image)
         axes.set_title(
-            f"true: {classes[label]}\npredicted: {classes[prediction]} ({confidence:.1%})",
+            f"true: {CLASSES[label]}\npredicted: {CLASSES[prediction]} ({confidence:.1%})",
             fontsize=10,
         )
-    return png(figure)
-
-
-def augmentations(
-    raw: np.ndarray, augmented: list[np.ndarray], classes: tuple[str, ...], title: str
-) -> bytes:
-    """A column a class: the raw image above draws of the training transform.
-
-    Args:
-        raw: uint8 (classes, 32, 32, 3).
-        augmented: several arrays of the same shape, each one draw of all images.
-    """
-    rows = [raw, *augmented]
-    figure = Figure(figsize=(1.5 * len(classes), 1.5 * len(rows) + 0.6), layout="constrained")
-    figure.suptitle(title)
-    grid = figure.subplots(len(rows), len(classes), squeeze=False)
-    for row, images in enumerate(rows):
-        for column, image in enumerate(images):
-            axes = grid[row, column]
-            axes.imshow(image)
-            axes.set(xticks=[], yticks=[])
-            if row == 0:
-                axes.set_title(classes[column])
-        grid[row, 0].set_ylabel("raw" if row == 0 else f"draw {row}")
     return png(figure)
 
 
@@ -173,9 +148,9 @@ def of_evaluation(evaluation: utils.Evaluation, images: np.ndarray, title: str) 
     correct = f"{title}: {evaluation.accuracy:.2f} % correct"
     most = f"{title}: the {len(shown)} most confident of {len(wrong):,} mistakes"
     return {
-        "confusion_matrix.png": confusion_matrix(matrix, CLASSES, correct),
-        "class_accuracy.png": class_accuracy(matrix, CLASSES, f"Accuracy by class: {title}"),
-        "misclassified.png": misclassified(*mistakes, CLASSES, most),
+        "confusion_matrix.png": confusion_matrix(matrix, correct),
+        "class_accuracy.png": class_accuracy(matrix, f"Accuracy by class: {title}"),
+        "misclassified.png": misclassified(*mistakes, most),
     }
 
 
@@ -185,19 +160,32 @@ def to_pixels(tensors: torch.Tensor, mean: utils.RGB, std: utils.RGB) -> np.ndar
     return (255 * values).round().clip(0, 255).astype(np.uint8)
 
 
-def augmentations_of(
+def augmentations(
     images: np.ndarray, labels: np.ndarray, transform: A.Compose, mean: utils.RGB, std: utils.RGB
 ) -> bytes:
-    """The first image of each class and five draws of the transform."""
+    """A column a class: its first image, above five draws of the training transform.
+
+    Args:
+        images, labels: uint8 (N, 32, 32, 3) and uint8 (N,).
+    """
     present = [label for label in range(len(CLASSES)) if (labels == label).any()]
-    raw = np.stack([images[np.argmax(labels == label)] for label in present])
+    rows = [np.stack([images[np.argmax(labels == label)] for label in present])]
     transform.set_random_seed(0)
-    draws = []
     for _ in range(5):
-        tensors = torch.stack([transform(image=image)["image"] for image in raw])
-        draws.append(to_pixels(tensors, mean, std))
-    classes = tuple(CLASSES[label] for label in present)
-    return augmentations(raw, draws, classes, "What the network is shown in training")
+        tensors = torch.stack([transform(image=image)["image"] for image in rows[0]])
+        rows.append(to_pixels(tensors, mean, std))
+    figure = Figure(figsize=(1.5 * len(present), 9.6), layout="constrained")
+    figure.suptitle("What the network is shown in training")
+    grid = figure.subplots(len(rows), len(present), squeeze=False)
+    for row, shown in enumerate(rows):
+        for column, image in enumerate(shown):
+            axes = grid[row, column]
+            axes.imshow(image)
+            axes.set(xticks=[], yticks=[])
+            if row == 0:
+                axes.set_title(CLASSES[present[column]])
+        grid[row, 0].set_ylabel("raw" if row == 0 else f"draw {row}")
+    return png(figure)
 
 
 def bars(

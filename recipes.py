@@ -66,7 +66,7 @@ class Recipe:
             ValueError: in one line, a key that is unknown or missing, or a value out of its range.
         """
         try:
-            return cls(**recipe)
+            return cls(**{str(key): value for key, value in recipe.items()})
         except ValidationError as error:
             known = f"; known are {', '.join(cls.__dataclass_fields__)}"
             text = first_of(error)

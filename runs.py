@@ -8,6 +8,7 @@ grows by appended lines; one that was cut off is dropped when the run goes on. W
 in a folder it holds the lock file in it, so that no second one goes on with the run.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -23,7 +24,7 @@ from torch import nn
 from errors import Error, UsageError
 from support.files import CheckpointError, load_weights, read_checkpoint, read_json, write_file
 from support.history import History
-from support.settings import NAME, RunError, read
+from support.settings import NAME, InUseError, RunError, read
 
 
 class StorageError(Error, OSError):
@@ -33,19 +34,19 @@ class StorageError(Error, OSError):
 class Run:
     """A run's folder, open for writing until the end of a `with`.
 
-    Where `again` is a command, an error that ends the `with` is told with it: how to go on.
+    Where `resume_command` is given, an error that ends the `with` is told with it: how to go on.
     """
 
     SETTINGS, RESULTS, LOG, LOCK = NAME, "results.json", "train.log", ".lock"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.again = ""
+        self.resume_command = ""
         self._lock = filelock.FileLock(folder / self.LOCK)
         try:
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
-            raise RunError(f"{folder} is in use: another process trains this run") from None
+            raise InUseError(f"{folder} is in use: another process trains this run") from None
 
     @classmethod
     def create(cls, output_dir: str | Path, name: str) -> "Run":
@@ -71,10 +72,13 @@ class Run:
         """A run that was cut off, to go on with it in the same folder and log.
 
         Raises:
-            RunError: another process trains it.
+            RunError: it is finished, or another process trains it.
         """
         run = cls(folder)
-        whole, newline, cut_off = run._read_log().rpartition("\n")
+        if is_finished(folder):
+            run.close()
+            raise RunError(f"{folder} is finished; there is nothing to go on with")
+        whole, newline, cut_off = run.read_log().rpartition("\n")
         if cut_off:
             run.write(cls.LOG, whole + newline)
         return run
@@ -84,18 +88,24 @@ class Run:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         try:
-            if not self.again or not (self.folder / self.SETTINGS).is_file():
+            if not self.resume_command or not (self.folder / self.SETTINGS).is_file():
                 return
             if isinstance(error, OSError):
                 raise StorageError(
                     f"{error}; what was finished lies in {self.folder}: when this is mended, go on "
-                    f"with {self.again}"
+                    f"with {self.resume_command}"
                 ) from None
             if isinstance(error, KeyboardInterrupt):
                 finished = "Interrupted, but the run is finished: all of it has been written"
-                self.log(finished if is_finished(self.folder) else f"Go on with: {self.again}")
+                self.log(
+                    finished if is_finished(self.folder) else f"Go on with: {self.resume_command}"
+                )
         finally:
-            self._lock.release()  # the file stays: deleting it could let two processes in
+            self.close()
+
+    def close(self) -> None:
+        """Lets go of the folder."""
+        self._lock.release()  # the file stays: deleting it could let two processes in
 
     def log(self, line: str = "") -> None:
         """Prints the line and adds it to train.log."""
@@ -105,11 +115,8 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
 
-    def logged(self, beginning: str) -> bool:
-        """Whether a line of the log begins so."""
-        return any(line.startswith(beginning) for line in self._read_log().splitlines())
-
-    def _read_log(self) -> str:
+    def read_log(self) -> str:
+        """What was logged so far."""
         log = self.folder / self.LOG
         return log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
 
@@ -148,21 +155,16 @@ def unfinished(folder: str, output_dir: str | Path) -> tuple[Path, dict]:
     """The run to go on with, and its settings; "" is the newest of output_dir that nobody trains.
 
     Raises:
-        RunError: there is none, or it is finished.
+        RunError: there is none, it is finished, or another process trains it.
     """
     if folder:
         settings = read(Path(folder))
-        if is_finished(Path(folder)):
-            raise RunError(f"{folder} is finished; there is nothing to go on with")
+        Run.reopen(Path(folder)).close()
         return Path(folder), settings
     for newest in sorted(Path(output_dir).glob("[0-9]*-[0-9]*-*"), reverse=True):
         if (newest / Run.SETTINGS).is_file() and not is_finished(newest):
-            try:
-                with Run(newest):
-                    return newest, read(newest)
-            except RunError as error:
-                if "in use" not in str(error):
-                    raise
+            with contextlib.suppress(InUseError):
+                return unfinished(str(newest), output_dir)
     raise RunError(f"there is no unfinished run in {output_dir}; give --resume a run's folder")
 
 
@@ -194,7 +196,7 @@ class State:
             best = {"epoch": len(rows), "model": weights, "history": rows}
             run.save_checkpoint("best.pt", self.about | best)
         run.write_csv("log.csv", rows)
-        if not run.logged(self.history.beginning()):
+        if self.history.beginning() not in run.read_log():
             run.log(self.history.line())
 
     def restore(self, run: Run) -> bool:
@@ -227,9 +229,8 @@ class State:
             self.scheduler.load_state_dict(checkpoint["scheduler"])
             if self.scheduler.last_epoch != len(rows) * self.steps:  # it counts steps
                 raise ValueError(f"a schedule at step {self.scheduler.last_epoch}")
-            if set(checkpoint["scaler"]) != set(self.scaler.state_dict()):
-                raise ValueError("another scaler")
-            self.scaler.load_state_dict(checkpoint["scaler"])
+            if dict(checkpoint["scaler"]) and self.scaler.is_enabled():  # else on another device
+                self.scaler.load_state_dict(checkpoint["scaler"])
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise CheckpointError(f"{path} is no checkpoint of this run: {reason}") from None

@@ -21,6 +21,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     # Ctrl-C during the slow imports below ends the process without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -53,29 +54,29 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
         network = networks.load_network(model_files.of_run(folder, before, args.model))
     else:
         network = choose_network(args)
-        args.epochs = args.epochs or choose_epochs(args)
+        if args.epochs is None:
+            asked = not args.dry_run
+            args.epochs = cli.ask("How many epochs?", "20", cli.parse_epochs) if asked else 1
     recipe = flags.recipe_of(args, network)
-    device = network.layout(utils.Device.pick(args.device))
+    device = network.fitting(utils.Device.pick(args.device))
 
     # 2. The images: split, stats, transforms, loaders.
     data = cli.load_data(args)
     images, labels = data.train_images, data.train_labels
-    test_set = val_set = ("test", data.test_images, data.test_labels)
+    test_set = reported = ("test", data.test_images, data.test_labels)
     if args.val_split is not None:
         kept, out = utils.validation_split(len(images), args.val_split)
-        val_set = ("val", images[out], labels[out])
+        reported = ("val", images[out], labels[out])
         images, labels = images[kept], labels[kept]
-    recipe = recipe.fitted(len(images), given=not args.dry_run or args.batch_size is not None)
+    given = args.batch_size is not None or "batch_size" in dict(args.set)
+    recipe = recipe.fitted(len(images), given=not args.dry_run or given)
     mean, std = utils.channel_stats(images)
     augment = recipe.train_transform(mean, std, args.epochs)
     plain = utils.test_transform(mean, std)
-    processes, loaded = workers.choose(augment, args.loader, args.workers)
+    # Without processes batches are made on the device.
+    processes, how = workers.choose(augment, args.loader, args.workers)
     options = {"shuffle": True, "seed": args.seed, "workers": processes}
     loader = utils.make_loader(images, labels, augment, recipe.batch_size, device, **options)
-
-    def evaluate(split: str, images: object, labels: object) -> utils.Evaluation:
-        loader = utils.make_loader(images, labels, plain, utils.TEST_BATCH, device.exact)
-        return utils.evaluate(model, loader, device, split)
 
     # 3. The model, and what moves it: teacher, criterion, optimizer, schedule.
     teacher, taught_by = networks.load_teacher(recipe, network.file, args.val_split, device)
@@ -90,9 +91,12 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
     scaler = torch.amp.GradScaler(device.where.type, enabled=device.dtype == torch.float16)
     torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
 
+    def evaluate(split: str, images: np.ndarray, labels: np.ndarray) -> utils.Evaluation:
+        loader = utils.make_loader(images, labels, plain, utils.TEST_BATCH, device.exact)
+        return utils.evaluate(model, loader, device, split)
+
     # 4. The folder: a new one, or the one to go on with.
-    target = (recipe.target_accuracy, recipe.target_epochs)
-    history = History(val_set[0], args.epochs, *target)
+    history = History(reported[0], args.epochs, recipe.target_accuracy, recipe.target_epochs)
     about = {"network": network.build.__name__, "recipe": asdict(recipe), "mean": mean, "std": std}
     state = runs.State(model, optimizer, scheduler, scaler, history, len(loader), about)
     settings = about | {
@@ -121,10 +125,10 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
     with run:
         ours = network.file.parent in model_files.OUR_FOLDERS  # others the user has to name himself
         named = [] if ours else ["--model", str(network.file)]
-        run.again = shlex.join(["python", "train.py", "--resume", str(run.folder), *named])
+        run.resume_command = shlex.join(["python", "train.py", "--resume", str(run.folder), *named])
         if folder is None:
             run.write("summary.txt", summary)
-            shown = plots.augmentations_of(images, labels, augment, mean, std)
+            shown = plots.augmentations(images, labels, augment, mean, std)
             run.write("augmentations.png", shown)
             # Last, since it makes the folder a run's.
             run.write_json("settings.json", settings | provenance.environment())
@@ -132,7 +136,7 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
             run.log(f"Device: {device}, {device.dtype}, {device.layout}")
             if network.only_contiguous:
                 run.log(f"Layout: contiguous, since channels_last fails: {network.only_contiguous}")
-            run.log(f"Training: {args.epochs} x {len(images):,} images, seed {args.seed}, {loaded}")
+            run.log(f"Training: {args.epochs} x {len(images):,} images, seed {args.seed}, {how}")
             run.log(f"Recipe ({args.recipe}), where it differs from plain defaults:")
             for key, value in flags.differences(recipe).items():
                 run.log(f"  {key:<16}{value}")
@@ -154,26 +158,26 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
                     recipe.clip_norm, teacher,
                 )  # fmt: skip
                 middle = time.perf_counter()
-                evaluation = evaluate(*val_set)
+                evaluation = evaluate(*reported)
                 seconds = middle - started, time.perf_counter() - middle
                 history.add(scheduler.get_last_lr()[0], trained, evaluation, seconds)
                 state.save(run)
             evaluated = test_set
-            if evaluation is None or val_set is not test_set:
+            if evaluation is None or reported is not test_set:
                 evaluation = evaluate(*test_set)
         except (KeyboardInterrupt, DivergedError) as error:
-            stopped, evaluated = error, val_set
+            stopped, evaluated = error, reported
             any_epoch, done = state.restore(run), len(history.rows)
             where = f"epoch {done + 1}" if done < args.epochs else "the last evaluation"
             run.log(f"Stopped in {where}: {str(error) or 'Ctrl-C'}")
             if not any_epoch:
                 raise
-            evaluation = evaluate(*val_set)
+            evaluation = evaluate(*reported)
 
         # 6. The report; results.json last, since it ends the run.
-        split, images, labels = evaluated
+        split, images, _ = evaluated
         title = f"{network.build.__name__}, {split} set, epoch {len(history.rows)}"
-        run.write("curves.png", plots.curves(history.rows, history.split, target[0], title))
+        run.write("curves.png", plots.curves(history.rows, history.split, history.target, title))
         for name, picture in plots.of_evaluation(evaluation, images, title).items():
             run.write(name, picture)
         run.log(f"\n{network.build.__name__}, {network.parameters:,} parameters")
@@ -197,11 +201,6 @@ def choose_network(args: argparse.Namespace) -> networks.Network:
             f"{network.recipe.target_accuracy:g} % within {network.recipe.target_epochs} epochs"
         )
     return cli.ask("Which model?", "2", networks.load_network)
-
-
-def choose_epochs(args: argparse.Namespace) -> int:
-    """The epochs that are asked for."""
-    return 1 if args.dry_run else cli.ask("How many epochs?", "20", cli.parse_epochs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

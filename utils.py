@@ -325,7 +325,7 @@ def train(
         DivergedError: the loss became NaN or infinite.
     """
     model.train()
-    with Meter("train", loader, device.where) as meter:
+    with Meter("train", len(loader.dataset), device.where) as meter:
         for images, labels in loader:
             images, labels = device.take(images, labels)
             optimizer.zero_grad()
@@ -353,7 +353,7 @@ def evaluate(model: nn.Module, loader: Loader, device: Device, title: str = "tes
     """
     model.eval()
     all_logits, all_labels = [], []
-    with Meter(title, loader, device.where) as meter, device.exact.autocast():
+    with Meter(title, len(loader.dataset), device.where) as meter, device.exact.autocast():
         for images, labels in loader:
             images, labels = device.take(images, labels)
             logits = model(images).float()

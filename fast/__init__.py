@@ -1,6 +1,7 @@
 """Why training is fast: each file beside the slow, well-known form that tests compare it with.
 
 - batched: an Albumentations pipeline for whole batches on the device; Albumentations itself;
+- loader: batches on the device; a DataLoader with Albumentations (support/workers.py);
 - muon: orthogonalised steps for filters; torch.linalg's exact orthogonalisation, torch's SGD;
 - cpu: faster forms of layers that are slow on the CPU; torch's own layers.
 

@@ -1,6 +1,6 @@
 """Faster forms of what PyTorch is slow at on the CPU; no other device needs them.
 
-`train.py` calls `keep_freed_memory` and `speed_up` where it trains on the CPU. What they are worth:
+`networks.prepare` calls `keep_freed_memory` and `speed_up` on the CPU. What they are worth:
 `python -m tools.bench --model N --parts`.
 """
 

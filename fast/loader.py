@@ -1,26 +1,17 @@
 """Batches made on the device, where the data set lies as uint8: no workers, no copies.
 
-utils.TransformedBatches in a DataLoader is the slow form: the same order of images, and pictures
-of the same distribution.
+support.workers.TransformedBatches in a DataLoader is the slow form: the same order of images, and
+pictures of the same distribution.
 """
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import Sampler, TensorDataset
 
 from fast.batched import BatchedTransform
-
-
-class Draws(Protocol):
-    """An epoch's order, as utils.BatchSampler has it: indices of each batch, a seed for each."""
-
-    def draw(self) -> tuple[list[np.ndarray], list[int]]: ...
-
-    def __len__(self) -> int: ...
 
 
 class BatchedLoader:
@@ -31,6 +22,7 @@ class BatchedLoader:
 
     Args:
         images, labels: uint8 (N, H, W, 3) and uint8 (N,).
+        sampler: with `draw`, as utils.BatchSampler has it.
         device, dtype, layout: where and how the images come.
     """
 
@@ -39,7 +31,7 @@ class BatchedLoader:
         images: np.ndarray,
         labels: np.ndarray,
         transform: BatchedTransform,
-        sampler: Draws,
+        sampler: Sampler,
         device: torch.device,
         dtype: torch.dtype,
         layout: torch.memory_format,

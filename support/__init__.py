@@ -6,5 +6,6 @@
 - meter: sums of an epoch, and the progress bar;
 - model_files: whatever somebody's model file may hold, tried out;
 - provenance: which code made a run;
-- settings: settings.json read, and what going on with a run refuses.
+- settings: settings.json read, and what going on with a run refuses;
+- workers: the well-known loader, image by image in processes.
 """

@@ -2,9 +2,10 @@
 
 import argparse
 import ast
+import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import cli
@@ -94,17 +95,18 @@ def recipe_of(args: argparse.Namespace, network: networks.Network) -> Recipe:
     Raises:
         UsageError: no published recipe, or a value out of its range.
     """
-    recipe = {
-        "tuned": network.recipe,
-        "published": network.published,
-        "ours": args.recipe == "ours" and networks.load_network("2").recipe,
-    }[args.recipe]
+    if args.recipe == "ours":
+        recipe = networks.load_network("2").recipe
+    else:
+        recipe = network.published if args.recipe == "published" else network.recipe
     if recipe is None:
         raise UsageError(f"{network.name} has no PUBLISHED recipe; leave out --recipe published")
     given = {name: getattr(args, name) for name in ("lr", "weight_decay", "batch_size")}
     given = {name: value for name, value in given.items() if value is not None} | dict(args.set)
     try:
-        return Recipe.read(asdict(recipe) | given)
+        recipe = Recipe.read(asdict(recipe) | given)
+        teacher = stored_path(HERE / recipe.teacher) if recipe.teacher else ""
+        return replace(recipe, teacher=teacher)
     except ValueError as error:
         raise UsageError(f"recipe: {error}") from None
 
@@ -136,6 +138,11 @@ def resumed(folder: Path, stored: dict | None, given: Sequence[str] | None) -> a
     try:
         began = [text for name, value in stored.items() for text in _as_flag(name, value)]
         before = flags.parse_args(began)
+        again = json.loads(json.dumps(to_store(before)))
+        wrong = [name for name, value in again.items() if value != stored[name]]
+        if wrong or before.epochs is None:
+            name = (wrong or ["epochs"])[0]
+            raise ValueError(f"{name} is {stored[name]!r:.60}")
     except (UsageError, ValueError, TypeError) as error:
         raise UsageError(f"{damaged}: {error}") from None
     args = flags.parse_args([*began, *(sys.argv[1:] if given is None else given)])
@@ -158,12 +165,12 @@ def resumed(folder: Path, stored: dict | None, given: Sequence[str] | None) -> a
 def _as_flag(name: str, value: object) -> list[str]:
     flag = "--" + name.replace("_", "-")
     if name == "set" and isinstance(value, list):
-        pairs = [(key, entry if isinstance(entry, str) else repr(entry)) for key, entry in value]
+        pairs = [(key, HERE / entry if key == "teacher" else entry) for key, entry in value]
         return [f"{flag}={key}={entry}" for key, entry in pairs]
     if not isinstance(value, str | int | float | None):
         raise ValueError(f"{name} is {value!r:.60}")
     if name in ("data_dir", "output_dir"):
-        return [f"{flag}={HERE / value}"]
+        return [f"{flag}={HERE / str(value)}"]
     if value is True:
         return [flag]
     return [] if value is None or value is False else [f"{flag}={value}"]

@@ -1,14 +1,8 @@
 """The figures of a run, a row an epoch, as a line, a table and a summary."""
 
 from pathlib import Path
-from typing import Protocol
 
-
-class Scores(Protocol):
-    """Anything with a loss and an accuracy, such as utils.Metrics."""
-
-    loss: float
-    accuracy: float
+from support.meter import Metrics
 
 
 class History:
@@ -27,7 +21,7 @@ class History:
         self.rows: list[dict] = []
 
     def add(
-        self, lr: float, train: Scores, evaluated: Scores, seconds: tuple[float, float]
+        self, lr: float, train: Metrics, evaluated: Metrics, seconds: tuple[float, float]
     ) -> None:
         """Adds the row of the next epoch; seconds of its training and of its evaluation."""
         self.rows.append(

@@ -2,20 +2,13 @@
 
 import math
 import time
-from collections.abc import Sized
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from errors import Error
-
-
-class HasData(Protocol):
-    """Any loader."""
-
-    dataset: Sized
 
 
 class DivergedError(Error, RuntimeError):
@@ -37,7 +30,7 @@ class Meter:
 
     READ_EVERY = 0.5  # seconds
 
-    def __init__(self, title: str, loader: HasData, device: torch.device) -> None:
+    def __init__(self, title: str, images: int, device: torch.device) -> None:
         self.title = title
         self.images = self.steps = 0
         self.last_read = time.monotonic()
@@ -45,7 +38,7 @@ class Meter:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(2, dtype=dtype, device=device)  # loss, hits
         self.bar = tqdm(  # disable=None: quiet when there is no terminal
-            total=len(loader.dataset), desc=title, unit="img", leave=False, disable=None
+            total=images, desc=title, unit="img", leave=False, disable=None
         )
 
     def __enter__(self) -> "Meter":

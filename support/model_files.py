@@ -82,7 +82,7 @@ def of_run(
     return model
 
 
-def run(path: Path) -> tuple[ModuleType, str]:
+def execute(path: Path) -> tuple[ModuleType, str]:
     """The file as a module, and the digest of its code.
 
     Raises:

@@ -19,14 +19,9 @@ import torch
 from support.files import HERE
 
 PACKAGES = (
-    "torch",
-    "torchvision",
-    "albumentations",
-    "opencv-python-headless",
-    "numpy",
-    "torchsummary",
+    "torch", "torchvision", "albumentations", "opencv-python-headless", "numpy", "torchsummary",
     "matplotlib",
-)
+)  # fmt: skip
 
 
 def environment() -> dict:

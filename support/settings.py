@@ -21,6 +21,10 @@ class RunError(UsageError):
     """A run's folder that cannot be used; the message says which file and why."""
 
 
+class InUseError(RunError):
+    """A run that another process trains."""
+
+
 class Settings(BaseModel, strict=True):
     """What is read of settings.json; it holds more, and of an older version's run less."""
 
@@ -77,11 +81,11 @@ def refuse_changes(folder: Path, before: dict, now: dict) -> None:
         old, new = before.get(key), json.loads(json.dumps(now[key]))
         if old == new:
             continue
-        parts = (
-            [name for name in new if old.get(name) != new[name]] if isinstance(old, dict) else []
-        )
-        parts = [f"{name}: {old.get(name)} then, {new[name]} now" for name in parts]
-        what = f" ({', '.join(parts)})" if parts and key != "train_transform" else ""
+        what = ""
+        if key in ("recipe", "data_sha256") and isinstance(old, dict):
+            changed = [name for name in new if old.get(name) != new[name]]
+            parts = (f"{name}: {old.get(name)} then, {new[name]} now" for name in changed)
+            what = f" ({', '.join(parts)})"
         raise UsageError(
             f"{folder}: its {key} is not what it began with{what}; put that back, or start "
             "a new run"

@@ -420,7 +420,7 @@ def test_usual_makes_no_folder_of_one_that_is_not_there(begun, tmp_path, capsys)
 
 
 def test_usual_evaluates_without_an_optimizer(sample):
-    """The figures of utils.test, in eval mode, and nothing learned of the images."""
+    """The figures of utils.evaluate, in eval mode, and nothing learned of the images."""
     scope = {"RECIPE": None}
     exec(SMALL_NETWORK, scope)
     model = scope["Small"]()

@@ -157,7 +157,7 @@ def test_a_contiguous_teacher_teaches_a_network_that_is_not(capsys, tmp_path):
     """By another file than the student's: it has to lie beside model_2.py to be run."""
     model = written(tmp_path, HEAD + TUTORIAL)
     network = networks.load_network(str(model))
-    assert network.layout(utils.Device.pick("cpu")).layout == torch.contiguous_format
+    assert network.fitting(utils.Device.pick("cpu")).layout == torch.contiguous_format
     teacher = networks.Teacher(network.build().eval(), 0.5, utils.Device(torch.device("cpu")))
     images = torch.rand(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     targets = teacher(images, torch.tensor([0, 1, 2, 3]))
@@ -531,11 +531,20 @@ def test_settings_of_wrong_types_are_one_line(name, value, unfinished, capsys):
         assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
-def test_stored_arguments_of_wrong_types_are_one_line(name, unfinished, capsys):
+REQUIRED = [
+    name for name in ARGUMENTS if flags.to_store(flags.parser().parse_args([]))[name] is not None
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, {"no": "value"}) for name in ARGUMENTS]
+    + [(name, None) for name in [*REQUIRED, "epochs"]],
+)
+def test_stored_arguments_of_wrong_types_are_one_line(name, value, unfinished, capsys):
     path = unfinished / "settings.json"
     settings = json.loads(path.read_text())
-    settings["arguments"][name] = {"no": "value"}
+    settings["arguments"][name] = value
     path.write_text(json.dumps(settings))
     status, _, error = call_main(train.main, capsys, ["--resume", unfinished])
     assert status == 2

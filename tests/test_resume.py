@@ -31,7 +31,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of so short a run; test_train.py looks at the pictures."""
     for name in ("curves", "confusion_matrix", "class_accuracy", "misclassified"):
         monkeypatch.setattr(plots, name, lambda *_: torture.PIXEL.getvalue())
-    monkeypatch.setattr(plots, "augmentations_of", lambda *_: torture.PIXEL.getvalue())
+    monkeypatch.setattr(plots, "augmentations", lambda *_: torture.PIXEL.getvalue())
 
 
 @pytest.fixture(autouse=True)
@@ -494,7 +494,9 @@ def test_ctrl_c_in_the_last_evaluation_reports_and_says_how_to_go_on(
 
 
 @pytest.mark.parametrize("name", ["curves", "of_evaluation"])
-def test_ctrl_c_during_the_report_loses_nothing_of_it(name, network, capsys, tmp_path, monkeypatch):
+def test_a_report_that_ctrl_c_cut_off_is_made_when_the_run_goes_on(
+    name, network, capsys, tmp_path, monkeypatch
+):
     """What was not written any more is written when the run goes on."""
     status, _, error = call(capsys, *flags(network, tmp_path / "whole"))
     assert status == 0, error
@@ -509,6 +511,57 @@ def test_ctrl_c_during_the_report_loses_nothing_of_it(name, network, capsys, tmp
     assert status == 0, error
     torture.check_finished(folder, torture.weights_of(whole))
     assert {path.name for path in folder.iterdir()} == {path.name for path in whole.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["last.pt", "weights.pt", "best.pt", "log.csv"])
+@pytest.mark.parametrize("after", [0, 1])
+def test_ctrl_c_while_an_epoch_is_saved_loses_nothing_of_it(
+    name, after, network, capsys, tmp_path, monkeypatch
+):
+    """Just after the file was written the first, or the second time."""
+    status, _, error = call(capsys, *flags(network, tmp_path / "whole"))
+    assert status == 0, error
+    write, written = runs.Run.write, []
+
+    def struck(run: runs.Run, file: str, content: str | bytes) -> None:
+        write(run, file, content)
+        written.append(file)
+        if written.count(name) == after + 1 and file == name:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as context:
+        context.setattr(runs.Run, "write", struck)
+        status, out, _ = call(capsys, *flags(network, tmp_path / "out"))
+    folder, epochs = only(tmp_path / "out"), written.count("last.pt")
+    if status == 0:  # no second best epoch came
+        assert name == "best.pt"
+        return
+    assert status == 130
+    assert f"Stopped in epoch {epochs + 1}: Ctrl-C" in out
+    assert json.loads((folder / "results.json").read_text())["epochs_done"] == epochs
+    torture.check_files(folder)
+    status, _, error = resume(capsys, folder)
+    assert status == 0, error
+    torture.check_finished(folder, torture.weights_of(only(tmp_path / "whole")))
+
+
+def test_a_run_goes_on_with_another_devices_scaler(cut, capsys):
+    """As fp16 on CUDA leaves it; on the CPU nothing is scaled."""
+    checkpoint = files.read_checkpoint(cut / "last.pt")
+    scaler = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5,
+              "growth_interval": 2000, "_growth_tracker": 7}  # fmt: skip
+    torch.save(checkpoint | {"scaler": scaler}, cut / "last.pt")
+    status, _, error = resume(capsys, cut)
+    assert status == 0, error
+
+
+def test_a_teacher_that_is_gone_from_the_recipe_is_one_line(cut, capsys):
+    settings = json.loads((cut / "settings.json").read_text())
+    settings["teacher"] = {"network": "Net", "weights_sha256": "0"}
+    (cut / "settings.json").write_text(json.dumps(settings))
+    status, _, error = resume(capsys, cut)
+    assert (status, "its teacher is not what it began with" in error) == (2, True)
+    assert error.count("\n") == 1
 
 
 def test_ctrl_c_after_the_results_has_nothing_to_go_on_with(network, capsys, tmp_path, monkeypatch):

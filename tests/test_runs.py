@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-import cifar10
 import plots
 import runs
 import utils
@@ -152,20 +151,24 @@ def test_curves_of_one_epoch_and_of_many():
 
 def test_matrices_even_where_a_class_is_empty():
     matrix = np.diag(np.arange(10) * 100)
-    picture(plots.confusion_matrix(matrix, cifar10.CLASSES, "title"))
-    picture(plots.class_accuracy(matrix, cifar10.CLASSES, "title"))
+    picture(plots.confusion_matrix(matrix, "title"))
+    picture(plots.class_accuracy(matrix, "title"))
 
 
 @pytest.mark.parametrize("count", [0, 1, 30, 45])
 def test_misclassified_of_any_number(count, sample):
     labels = np.zeros(count, int)
     images = sample.train_images[:count]
-    picture(plots.misclassified(images, labels, labels + 1, labels + 0.5, cifar10.CLASSES, "title"))
+    picture(plots.misclassified(images, labels, labels + 1, labels + 0.5, "title"))
 
 
 def test_augmentations_show_the_images(sample):
-    raw = sample.train_images[:10]
-    pixels = picture(plots.augmentations(raw, [raw, 255 - raw], cifar10.CLASSES, "title"))
+    raw, labels, stats = (
+        sample.train_images[:40],
+        sample.train_labels[:40],
+        ((0.5,) * 3, (0.2,) * 3),
+    )
+    pixels = picture(plots.augmentations(raw, labels, utils.train_transform(*stats), *stats))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000
 
 

@@ -164,7 +164,7 @@ class Torture:
         drawn = PIXEL.getvalue()
         for name in ("curves", "confusion_matrix", "class_accuracy", "misclassified"):
             setattr(plots, name, lambda *_: drawn)
-        plots.augmentations_of = lambda *_: drawn
+        plots.augmentations = lambda *_: drawn
         torch.set_num_threads(1)  # a forked process cannot use the threads of another
 
     def arguments(self, output: Path, kind: Sequence[str]) -> list[str]:

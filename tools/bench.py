@@ -108,7 +108,7 @@ def serve(args: argparse.Namespace) -> None:
     """In a process of its own: prints an epoch's figures as JSON."""
     answers, sys.stdout = sys.stdout, sys.stderr  # a model file may print
     network = networks.load_network(args.model)
-    device = network.layout(utils.Device.pick(args.device))
+    device = network.fitting(utils.Device.pick(args.device))
     way, size, count = KINDS[args.way], network.recipe.batch_size, args.images
     # The last batch's size is warmed up, too.
     _, epoch = way(network, device, min(count, WARM_UP_BATCHES * size + count % size))
@@ -222,7 +222,7 @@ def bench(args: argparse.Namespace) -> None:
         OSError: a measured process ended, or the folder cannot be written.
     """
     network = networks.load_network(args.model)
-    device = network.layout(utils.Device.pick(args.device))
+    device = network.fitting(utils.Device.pick(args.device))
     title = f"{network.build.__name__} on {device}"
     with runs.Run.create(args.output_dir, f"bench-{network.name}") as run:
         run.log(f"{title}, medians of {args.repetitions} (least to greatest)")

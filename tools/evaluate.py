@@ -66,7 +66,7 @@ def answers_of(
     Raises:
         support.meter.DivergedError: the network answers with NaN.
     """
-    device = trained.source.layout(utils.Device.pick(args.device)).exact
+    device = trained.source.fitting(utils.Device.pick(args.device)).exact
     transform = transform_of(trained, args.data_dir)
     loader = utils.make_loader(images, labels, transform, utils.TEST_BATCH, device)
     network = trained.network.to(device.where, memory_format=device.layout)
@@ -146,7 +146,7 @@ def draw(
     matrix = metrics.confusion_matrix(labels, predictions, labels=LABELS)
     correct = f"{title}: {results['top1']:.2f} % correct"
     drawn = {
-        "confusion_matrix.png": plots.confusion_matrix(matrix, cifar10.CLASSES, correct),
+        "confusion_matrix.png": plots.confusion_matrix(matrix, correct),
         "class_metrics.png": class_metrics(results["classes"], title),
         "calibration.png": reliability(sure, right, title),
     }
@@ -154,7 +154,7 @@ def draw(
         found = by_confidence[chosen[by_confidence]]
         rows = [column[found] for column in (images, labels, predictions, sure)]
         most = f"{title}: the most confident of {len(found):,} {name}"
-        drawn[f"most_confident_{name}.png"] = plots.misclassified(*rows, cifar10.CLASSES, most)
+        drawn[f"most_confident_{name}.png"] = plots.misclassified(*rows, most)
     return drawn
 
 

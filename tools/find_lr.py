@@ -120,7 +120,7 @@ def find(args: argparse.Namespace) -> None:
     if args.low >= args.high:
         raise cli.UsageError(f"--low {args.low:g} must be below --high {args.high:g}")
     network = networks.load_network(args.model)
-    recipe, device = network.recipe, network.layout(utils.Device.pick(args.device))
+    recipe, device = network.recipe, network.fitting(utils.Device.pick(args.device))
     data = cli.load_data(args)
     images, labels = data.train_images, data.train_labels
     transform = recipe.train_transform(*utils.channel_stats(images), epochs=1)
