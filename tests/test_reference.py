@@ -18,7 +18,7 @@ import cifar10
 import networks
 import recipes
 from support import provenance
-from tests.conftest import call_main
+from tests.conftest import SMALL_NETWORK, call_main
 from tools import compare
 
 ROOT = Path(__file__).parents[1]
@@ -511,3 +511,11 @@ def test_the_accuracy_without_our_loops(sample, monkeypatch, capsys):
     exec(code_block("docs/results.md"), names)
     found = hits(names["model"], sample.test_images, sample.test_labels, names["settings"])
     assert capsys.readouterr().out == f"{found / 2:.2f} %\n"
+
+
+def test_the_profile_of_a_step(monkeypatch, tmp_path, capsys):
+    network = tmp_path / "small.py"
+    network.write_text(SMALL_NETWORK)
+    monkeypatch.setattr("sys.argv", ["profile.py", str(network)])
+    exec(code_block("docs/speed.md"), {})
+    assert "aten::conv" in capsys.readouterr().out
