@@ -33,6 +33,8 @@ class Interruption(KeyboardInterrupt):
 
 
 def _interrupt(number: int, _frame: object) -> None:
+    for each in (signal.SIGINT, signal.SIGTERM):  # once is enough: what is done is being saved now
+        signal.signal(each, signal.SIG_IGN)
     raise Interruption(number)
 
 
@@ -62,9 +64,9 @@ def run(
         reason, status = "out of GPU memory; give a smaller --batch-size", 1
     except (Exception, SystemExit) as error:
         place = _line_of_model_file(error)
-        if place is None:
+        if place is None and not str(error).startswith("DataLoader worker"):  # one was killed
             raise
-        reason, status = f"{place}: {type(error).__name__}: {error}".splitlines()[0], 1
+        reason, status = f"{place or program}: {type(error).__name__}: {error}".splitlines()[0], 1
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -115,9 +117,6 @@ def ask(question: str, default: str, parse: Callable[[str], object]) -> object:
         except (argparse.ArgumentTypeError, UsageError) as error:
             wrong = str(error)
             print(f"  {wrong}")
-
-
-# ---------------------------------------------------------------- flags
 
 
 def whole_number(lowest: int, highest: int | None = None) -> Callable[[str], int]:

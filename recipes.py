@@ -78,14 +78,12 @@ class Recipe:
         Raises:
             UsageError: there are fewer images than the given batch has.
         """
-        if self.batch_size <= images:
-            return self
-        if given:
+        if given and self.batch_size > images:
             raise UsageError(
                 f"the batch size {self.batch_size} is above the number of training images; give "
                 f"--batch-size a number from 1 to {images}"
             )
-        return replace(self, batch_size=images)
+        return replace(self, batch_size=min(self.batch_size, images))
 
     def augmentation(self, epochs: int) -> float:
         """The `probability` that the transform is built with, in a run of so many epochs.

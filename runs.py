@@ -178,7 +178,7 @@ class State:
     scaler: torch.amp.GradScaler
     history: History
     steps: int  # an epoch
-    about: dict  # what else a checkpoint tells: network, recipe, mean, std
+    about: dict  # what else a checkpoint tells: network, recipe, seed, mean, std
 
     def save(self, run: Run) -> None:
         """Everything of the epoch that just ended; last.pt first, from which the rest follows."""
@@ -188,6 +188,7 @@ class State:
         moved = {name: getattr(self, name).state_dict() for name in movers}
         run.save_checkpoint("last.pt", self.about | weights | moved)
         self._save_rest(run)
+        run.log(self.history.line())
 
     def _save_rest(self, run: Run) -> None:
         rows, weights = self.history.rows, self.model.state_dict()
@@ -196,8 +197,6 @@ class State:
             best = {"epoch": len(rows), "model": weights, "history": rows}
             run.save_checkpoint("best.pt", self.about | best)
         run.write_csv("log.csv", rows)
-        if self.history.beginning() not in run.read_log():
-            run.log(self.history.line())
 
     def restore(self, run: Run) -> bool:
         """Takes up where last.pt was written, with files that were not written any more.
@@ -215,6 +214,9 @@ class State:
         load_weights(self.model, path)
         checkpoint = read_checkpoint(path)
         try:
+            others = [key for key, value in self.about.items() if checkpoint[key] != value]
+            if others:
+                raise ValueError(f"its {others[0]} is another")
             rows = [dict(row) for row in checkpoint["history"]]
             if not 1 <= len(rows) <= self.history.epochs or len(rows) != checkpoint["epoch"]:
                 raise ValueError(f"a history of {len(rows)} epochs")
@@ -234,5 +236,8 @@ class State:
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise CheckpointError(f"{path} is no checkpoint of this run: {reason}") from None
+        (run.folder / run.RESULTS).unlink(missing_ok=True)  # of an earlier epoch
         self._save_rest(run)
+        if self.history.beginning() not in run.read_log():  # the process ended between the two
+            run.log(self.history.line())
         return True

@@ -97,7 +97,8 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
 
     # 4. The folder: a new one, or the one to go on with.
     history = History(reported[0], args.epochs, recipe.target_accuracy, recipe.target_epochs)
-    about = {"network": network.build.__name__, "recipe": asdict(recipe), "mean": mean, "std": std}
+    about = {"network": network.build.__name__, "recipe": asdict(recipe), "seed": args.seed}
+    about |= {"mean": mean, "std": std}
     state = runs.State(model, optimizer, scheduler, scaler, history, len(loader), about)
     settings = about | {
         "model_file": stored_path(network.file),
@@ -107,7 +108,6 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
         "recipe_name": args.recipe,
         "teacher": taught_by,
         "augmentation": recipe.augmentation(args.epochs),
-        "seed": args.seed,
         "loader": "batched" if processes is None else "albumentations",
         "workers": processes or 0,
         "val_split": args.val_split,

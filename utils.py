@@ -142,10 +142,8 @@ class Device:
         """
         present = ["cpu"]
         if torch.accelerator.is_available():
-            kind, count = (
-                torch.accelerator.current_accelerator().type,
-                torch.accelerator.device_count(),
-            )
+            kind = torch.accelerator.current_accelerator().type
+            count = torch.accelerator.device_count()
             present[:0] = [kind, *(f"{kind}:{index}" for index in range(count))]
         if name is not None and name not in present:
             raise DeviceError(f"no device {name!r} here; this machine has: {', '.join(present)}")

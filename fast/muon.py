@@ -71,12 +71,13 @@ class Muon(torch.optim.Optimizer):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         filters: dict[int, list[Tensor]] = {}  # by the number of groups of channels
+        taken: set[int] = set()
         for module in model.modules():
             # A weight that is computed from others (weight_norm) is none; those others are SGD's.
             weight = module._parameters.get("weight") if isinstance(module, nn.Conv2d) else None
-            if weight is not None and weight.requires_grad:
+            if weight is not None and weight.requires_grad and id(weight) not in taken:
                 filters.setdefault(module.groups, []).append(weight)
-        taken = {id(weight) for weights in filters.values() for weight in weights}
+                taken.add(id(weight))  # two layers may share one
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
         groups = [
             {"params": weights, "lr": lr, "momentum": momentum, "channel_groups": channel_groups}

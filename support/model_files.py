@@ -97,6 +97,9 @@ def execute(path: Path) -> tuple[ModuleType, str]:
         if str(path.parent) not in sys.path:
             sys.path.append(str(path.parent))  # for what the file imports from beside it
         spec.loader.exec_module(module)
+        if torch.get_default_dtype() != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            raise TypeError("it changes torch's default dtype, which must stay float32")
     except (Exception, SystemExit) as error:  # whatever somebody's code may raise
         raise UsageError(f"{path} cannot be run: {_reason(error, path)}") from None
     return module, digest
@@ -178,6 +181,18 @@ def try_out(path: Path, build: type[nn.Module]) -> tuple[int, str]:
                     raise UsageError(
                         f"{path}: no gradient leads from {name}{mode}'s logits to its parameters"
                     )
+            if logits.requires_grad:
+                logits.sum().backward()
+            if any(
+                p.is_complex() or (p.grad is not None and p.grad.is_sparse)
+                for p in model.parameters()
+            ):
+                raise UsageError(
+                    f"{path}: {name} has complex weights or sparse gradients, which no recipe's "
+                    "optimizer takes"
+                )
+            torch.save(model.state_dict(), state := io.BytesIO())
+            torch.load(io.BytesIO(state.getvalue()), weights_only=True)  # as a checkpoint is read
         except UsageError:
             raise
         except (Exception, SystemExit) as error:  # whatever somebody's code may raise

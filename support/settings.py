@@ -13,7 +13,8 @@ from support.files import read_json
 NAME = "settings.json"
 # What has to be the same when a run is gone on with.
 SETTLED = (
-    "network", "parameters", "recipe", "teacher", "train_transform", "data_sha256", "val_split",
+    "network", "parameters", "epochs", "seed", "recipe", "teacher", "train_transform",
+    "data_sha256", "val_split",
 )  # fmt: skip
 
 

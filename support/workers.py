@@ -71,7 +71,8 @@ def worker_loader(
 
 def _init_worker(_worker: int) -> None:
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+    for number in (signal.SIGINT, signal.SIGTERM):  # the main process's to answer
+        signal.signal(number, signal.SIG_IGN)
 
 
 def choose(

@@ -336,6 +336,40 @@ def test_what_cannot_be_trained_is_one_line(old, new, arguments, message, capsys
     assert len(error) < 500
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            FORWARD,
+            f"        y = self.linear.weight.exp()\n        z = y * y\n        y += 1\n"
+            f"{FORWARD} + z.sum()",
+            "modified by an inplace operation",
+        ),
+        (
+            "self.linear = nn.Linear(8, 10)",
+            "self.linear = nn.Linear(8, 10)\n        self.table = nn.Embedding(3, 10, sparse=True)",
+            "sparse gradients",
+        ),
+        (
+            "    def forward",
+            "    def get_extra_state(self):\n        return nn.ReLU()\n\n    def forward",
+            "Weights only load failed",
+        ),
+        ("class Small", "torch.set_default_dtype(torch.float64)\n\n\nclass Small", "default dtype"),
+    ],
+    ids=["in place", "sparse", "extra state", "float64"],
+)
+def test_what_could_not_be_trained_or_saved_is_refused_before(old, new, message, tmp_path):
+    text = SMALL_NETWORK.replace(old, new, 1)
+    if "Embedding" in new:
+        text = text.replace(FORWARD, f"{FORWARD} + self.table(torch.tensor([1]))")
+    path = written(tmp_path, text)
+    with pytest.raises(cli.UsageError, match=message) as caught:
+        networks.load_network(str(path))
+    assert torch.get_default_dtype() == torch.float32
+    assert "\n" not in str(caught.value)
+
+
 def test_a_view_that_fails_in_training_alone_is_trained_contiguous(tmp_path):
     view = "        if self.training:\n            x.view(len(x), -1)\n"
     path = written(tmp_path, SMALL_NETWORK.replace(FORWARD, view + FORWARD))

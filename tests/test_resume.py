@@ -555,13 +555,58 @@ def test_a_run_goes_on_with_another_devices_scaler(cut, capsys):
     assert status == 0, error
 
 
-def test_a_teacher_that_is_gone_from_the_recipe_is_one_line(cut, capsys):
-    settings = json.loads((cut / "settings.json").read_text())
-    settings["teacher"] = {"network": "Net", "weights_sha256": "0"}
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("teacher", {"network": "Net", "weights_sha256": "0"}),
+        ("data_sha256", {"train_images": "0"}),
+        ("seed", 5),
+        ("epochs", 7),
+        ("val_split", 100),
+        ("network", "Other"),
+    ],
+)
+def test_a_run_whose_settings_tell_another_story_is_refused(name, value, cut, capsys):
+    settings = json.loads((cut / "settings.json").read_text()) | {name: value}
     (cut / "settings.json").write_text(json.dumps(settings))
     status, _, error = resume(capsys, cut)
-    assert (status, "its teacher is not what it began with" in error) == (2, True)
+    assert (status, f"its {name} is not what it began with" in error) == (2, True)
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", [("--seed", 7), ("--lr", 0.01)])
+def test_another_run_s_checkpoint_is_refused(flag, cut, network, capsys, tmp_path, monkeypatch):
+    with monkeypatch.context() as context:
+        stop_in(context, 2, KeyboardInterrupt)
+        call(capsys, *flags(network, tmp_path / "other"), *flag)
+    shutil.copy(only(tmp_path / "other") / "last.pt", cut / "last.pt")
+    status, _, error = resume(capsys, cut)
+    assert (status, "last.pt is no checkpoint of this run" in error) == (1, True)
+
+
+def test_results_of_an_earlier_stop_do_not_outlive_going_on(cut, capsys, monkeypatch):
+    assert (cut / "results.json").is_file()
+    monkeypatch.setattr(utils, "train", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        resume(capsys, cut)
+    assert not (cut / "results.json").exists()
+
+
+def test_a_second_ctrl_c_does_not_cost_the_report(network, capsys, tmp_path, monkeypatch):
+    """The first stops the epoch; the others come while the report is made."""
+    drawn = plots.curves
+
+    def struck(*arguments: object) -> bytes:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return drawn(*arguments)
+
+    stop_in(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGINT) or KeyboardInterrupt)
+    monkeypatch.setattr(plots, "curves", struck)
+    status, out, _ = call(capsys, *flags(network, tmp_path / "out"))
+    assert status == 130
+    assert "Stopped in epoch 2: Ctrl-C" in out
+    assert json.loads((only(tmp_path / "out") / "results.json").read_text())["epochs_done"] == 1
 
 
 def test_ctrl_c_after_the_results_has_nothing_to_go_on_with(network, capsys, tmp_path, monkeypatch):
