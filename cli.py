@@ -35,6 +35,8 @@ class Interruption(KeyboardInterrupt):
 def _interrupt(number: int, _frame: object) -> None:
     for each in (signal.SIGINT, signal.SIGTERM):  # once is enough: what is done is being saved now
         signal.signal(each, signal.SIG_IGN)
+    if hasattr(signal, "SIGCHLD"):  # it may have ended the DataLoader's workers, too
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     raise Interruption(number)
 
 

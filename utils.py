@@ -1,8 +1,4 @@
-"""What the models share: channel stats, transforms, device, loaders, the train and test loops.
-
-Data flows through this file from top to bottom: uint8 arrays -> stats -> transform -> batches ->
-loop -> metrics.
-"""
+"""What the models share, as data flows: stats -> transform -> device -> batches -> loop -> metrics."""
 
 import contextlib
 import functools

@@ -71,8 +71,7 @@ def worker_loader(
 
 def _init_worker(_worker: int) -> None:
     cv2.setNumThreads(0)
-    for number in (signal.SIGINT, signal.SIGTERM):  # the main process's to answer
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
 
 
 def choose(

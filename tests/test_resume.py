@@ -155,19 +155,23 @@ def test_a_kill_strikes_before_the_process_has_run(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def test_sigterm_keeps_the_epochs_and_exits_143(network, tmp_path):
+@pytest.mark.parametrize("workers", [(), ("--loader", "albumentations", "--workers", "1")])
+def test_sigterm_to_all_of_a_run_s_processes_keeps_the_epochs_and_exits_143(
+    workers, network, tmp_path
+):
     process = subprocess.Popen(
         [
             sys.executable, ROOT / "train.py", "--dry-run", "--model", network, "--epochs", "5000",
-            "--output-dir", tmp_path / "out",
+            "--output-dir", tmp_path / "out", *workers,
         ],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        process_group=0,
     )  # fmt: skip
     watchdog = threading.Timer(100, process.kill)
     watchdog.start()
     for line in process.stdout:
         if line.startswith("Epoch [   3/"):
-            process.send_signal(signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGTERM)
             break
     out, error = process.communicate()
     watchdog.cancel()

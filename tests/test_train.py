@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 import pty
@@ -26,6 +27,7 @@ import train
 import utils
 from errors import UsageError
 from model_2 import CNN_Model_2
+from support import flags
 from tests.conftest import call_main
 
 ROOT = Path(__file__).parents[1]
@@ -231,12 +233,20 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
-def ask_through_pipe(text: str, *arguments: str):
-    result = subprocess.run(
-        [sys.executable, "-c", QUESTIONS_ONLY, *arguments],
-        cwd=ROOT, input=text, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return result.returncode, result.stdout, result.stderr
+@pytest.fixture
+def ask(monkeypatch, capsys):
+    """Exit status, standard output and error of train.py with this text on standard input."""
+
+    def asked(text: str, *arguments: str) -> tuple[int, str, str]:
+        def chosen(args, network) -> None:
+            print("CHOSEN", network.name, args.epochs)
+            raise SystemExit(0)
+
+        monkeypatch.setattr(flags, "recipe_of", chosen)
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        return call(capsys, *arguments)
+
+    return asked
 
 
 @pytest.mark.parametrize(
@@ -250,14 +260,23 @@ def ask_through_pipe(text: str, *arguments: str):
         ("4\n", ("--model", "1"), "model_1 4"),
     ],
 )
-def test_answers_through_a_pipe(text, arguments, chosen):
-    status, out, error = ask_through_pipe(text, *arguments)
+def test_answers_on_standard_input(text, arguments, chosen, ask):
+    status, out, error = ask(text, *arguments)
     assert status == 0, error
     assert f"CHOSEN {chosen}\n" in out
 
 
-def test_a_wrong_answer_that_nothing_follows_is_an_error():
-    status, out, error = ask_through_pipe("nine\n")
+def test_answers_through_a_pipe():
+    result = subprocess.run(
+        [sys.executable, "-c", QUESTIONS_ONLY],
+        cwd=ROOT, input="3\nfour\n5\n", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.endswith("CHOSEN model_3 5\n")
+
+
+def test_a_wrong_answer_that_nothing_follows_is_an_error(ask):
+    status, out, error = ask("nine\n")
     assert status == 2
     assert "CHOSEN" not in out
     assert "'nine' is neither 1, 2 or 3" in error
