@@ -1,4 +1,4 @@
-"""What the models share, as data flows: stats -> transform -> device -> batches -> loop -> metrics."""
+"""What the models share, as data flows: stats, transforms, device, batches, loops, metrics."""
 
 import contextlib
 import functools
