@@ -22,7 +22,7 @@ def call(tool, capsys, *arguments: object) -> tuple[int, str, str]:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, sample):
-    """A run's folder with trained weights, and stats that are not those that they were trained with.
+    """A run's folder with trained weights, and stats that are not those of their training.
 
     The sample stands in for all of CIFAR-10.
     """
