@@ -18,6 +18,7 @@ from PIL import Image
 from torchvision.datasets import CIFAR10 as Official
 
 import cifar10
+import plots
 
 # A model file with convolutions, BatchNorm and dropout that trains in no time.
 SMALL_NETWORK = """
@@ -43,6 +44,11 @@ class Small(nn.Module):
         x = torch.relu(self.norm(self.conv(x)))
         return self.linear(self.dropout(x).mean(dim=(2, 3)))
 """
+
+
+_BUFFER = io.BytesIO()
+Image.new("RGB", (1, 1)).save(_BUFFER, "PNG")
+PIXEL = _BUFFER.getvalue()
 
 
 def pytest_configure() -> None:
@@ -157,3 +163,10 @@ def no_npm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An empty PATH; and for the official server, an address where nobody listens."""
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     monkeypatch.setattr(cifar10, "ARCHIVE_URL", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of so short a run; test_plots.py looks at the pictures."""
+    for name in ("curves", "confusion_matrix", "class_accuracy", "misclassified", "augmentations"):
+        monkeypatch.setattr(plots, name, lambda *_: PIXEL)

@@ -17,6 +17,7 @@ from support import files, flags, model_files, provenance, workers
 from tests.conftest import SMALL_NETWORK, call_main
 from tools import evaluate, find_lr, predict
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 ROOT = Path(__file__).parents[1]
 ARGUMENTS = sorted(flags.to_store(flags.parser().parse_args([])))
 HEAD = SMALL_NETWORK[: SMALL_NETWORK.index("class Small")]

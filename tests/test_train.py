@@ -30,6 +30,7 @@ from model_2 import CNN_Model_2
 from support import flags
 from tests.conftest import call_main
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 ROOT = Path(__file__).parents[1]
 
 
