@@ -135,9 +135,9 @@ def test_a_resumed_run_ends_with_the_same_weights(
 
 
 def test_the_torture_finds_nothing(tmp_path):
-    """20 SIGKILLs to living trainings, in a process that can be forked; by hand: 1,000."""
+    """10 SIGKILLs to living trainings, in a process that can be forked; by hand: 1,000."""
     result = subprocess.run(
-        [sys.executable, "-m", "tests.torture", "20"],
+        [sys.executable, "-m", "tests.torture", "10"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
