@@ -71,7 +71,7 @@ class Step:
         return ()
 
     def apply(self, images: Tensor, *parameters: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise NotImplementedError  # every step has its own
 
 
 class HorizontalFlip(Step):

@@ -18,13 +18,11 @@ import torchsummary
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+import cifar10
 from errors import UsageError
 from recipes import Recipe
 from support.files import HERE
 from support.provenance import code_digest
-
-CLASSES = 10
-
 
 # Whose files a run's settings may name; a file that came along in output/ is none of ours.
 OUR_FOLDERS = (HERE, HERE / "baselines")
@@ -173,7 +171,7 @@ def try_out(path: Path, build: type[nn.Module]) -> tuple[int, str]:
             for mode in ("", " in training"):
                 logits = model.train(bool(mode))(torch.zeros(2, 3, 32, 32).to(memory_format=layout))
                 shape = tuple(getattr(logits, "shape", ())) or f"a {type(logits).__name__}"
-                if shape != (2, CLASSES):
+                if shape != (2, len(cifar10.CLASSES)):
                     raise UsageError(
                         f"{path}: {name}{mode} turns 2 images into {shape}; it must be (2, 10)"
                     )

@@ -165,8 +165,13 @@ def no_npm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cifar10, "ARCHIVE_URL", "http://127.0.0.1:9/cifar-10-python.tar.gz")
 
 
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of so short a run; test_plots.py looks at the pictures."""
     for name in ("curves", "confusion_matrix", "class_accuracy", "misclassified", "augmentations"):
         monkeypatch.setattr(plots, name, lambda *_: PIXEL)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See `draw_nothing`."""
+    draw_nothing(monkeypatch)

@@ -11,11 +11,9 @@ from torch import nn
 
 import cifar10
 import networks
-import plots
 import train
 import utils
 from support import files
-from tests import torture
 from tests.conftest import SMALL_NETWORK, call_main
 
 
@@ -42,12 +40,9 @@ class Caught:
 
 
 @pytest.fixture
-def caught(monkeypatch) -> Caught:
+def caught(monkeypatch, no_pictures) -> Caught:
     """Spies on utils.train and utils.evaluate; drawing is left out."""
     found, real_train, real_evaluate = Caught(), utils.train, utils.evaluate
-    for name in ("curves", "augmentations"):
-        monkeypatch.setattr(plots, name, lambda *_: torture.PIXEL.getvalue())
-    monkeypatch.setattr(plots, "of_evaluation", lambda *_: {})
 
     def spied(
         model, loader, criterion, optimizer, scheduler, scaler, device, clip_norm=0.0, teacher=None

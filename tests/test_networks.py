@@ -566,6 +566,15 @@ def test_settings_of_wrong_types_are_one_line(name, value, unfinished, capsys):
         assert error.count("\n") == 1
 
 
+def resumed_with(folder: Path, capsys, name: str, value: object) -> tuple[int, str]:
+    """Exit status and standard error of going on with that among the stored arguments."""
+    settings = json.loads((folder / "settings.json").read_text())
+    settings["arguments"][name] = value
+    (folder / "settings.json").write_text(json.dumps(settings))
+    status, _, error = call_main(train.main, capsys, ["--resume", folder])
+    return status, error
+
+
 REQUIRED = [
     name for name in ARGUMENTS if flags.to_store(flags.parser().parse_args([]))[name] is not None
 ]
@@ -577,11 +586,7 @@ REQUIRED = [
     + [(name, None) for name in [*REQUIRED, "epochs"]],
 )
 def test_stored_arguments_of_wrong_types_are_one_line(name, value, unfinished, capsys):
-    path = unfinished / "settings.json"
-    settings = json.loads(path.read_text())
-    settings["arguments"][name] = value
-    path.write_text(json.dumps(settings))
-    status, _, error = call_main(train.main, capsys, ["--resume", unfinished])
+    status, error = resumed_with(unfinished, capsys, name, value)
     assert status == 2
     assert "settings.json is damaged: " in error
     assert name in error.replace("--", "").replace("-", "_")
@@ -599,11 +604,7 @@ def test_stored_arguments_of_wrong_types_are_one_line(name, value, unfinished, c
     ],
 )
 def test_stored_arguments_that_mean_nothing_are_one_line(name, value, unfinished, capsys):
-    path = unfinished / "settings.json"
-    settings = json.loads(path.read_text())
-    settings["arguments"][name] = value
-    path.write_text(json.dumps(settings))
-    status, _, error = call_main(train.main, capsys, ["--resume", unfinished])
+    status, error = resumed_with(unfinished, capsys, name, value)
     assert status == 2
     assert error.count("\n") == 1
 

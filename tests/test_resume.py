@@ -22,21 +22,12 @@ import utils
 from support import files
 from support.history import History
 from tests import torture
-from tests.conftest import call_main
+from tests.conftest import call_main, draw_nothing
 
 ROOT = Path(__file__).parents[1]
 
 
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of so short a run; test_train.py looks at the pictures."""
-    for name in ("curves", "confusion_matrix", "class_accuracy", "misclassified"):
-        monkeypatch.setattr(plots, name, lambda *_: torture.PIXEL.getvalue())
-    monkeypatch.setattr(plots, "augmentations", lambda *_: torture.PIXEL.getvalue())
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch) -> None:
-    no_pictures(monkeypatch)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="session")
@@ -206,7 +197,7 @@ def stopped_run(network, tmp_path_factory) -> Path:
     """A run that was stopped in its third epoch; not to be changed."""
     output = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as context:
-        no_pictures(context)
+        draw_nothing(context)
         stop_in(context, 3, KeyboardInterrupt)
         assert train.main([str(argument) for argument in flags(network, output)]) == 130
     return only(output)
