@@ -13,6 +13,7 @@ import torch
 
 import cifar10
 from errors import Error, UsageError
+from parallel import first_to_tell
 
 MOST_EPOCHS, LARGEST = 10_000, 1e15  # of flags: far above all sense
 
@@ -58,7 +59,8 @@ def run(
                 before[number] = signal.signal(number, _interrupt)
         return work(parser.parse_args(arguments)) or 0
     except KeyboardInterrupt as error:
-        print(f"\n{program}: interrupted", file=sys.stderr)
+        if first_to_tell("interrupted"):
+            print(f"\n{program}: interrupted", file=sys.stderr)
         return getattr(error, "status", 130)
     except (Error, OSError) as error:
         reason, status = str(error), getattr(error, "status", 1)
@@ -72,7 +74,8 @@ def run(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    print(f"{program}: error: {reason}", file=sys.stderr)
+    if first_to_tell(reason):
+        print(f"{program}: error: {reason}", file=sys.stderr)
     return status
 
 

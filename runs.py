@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from errors import Error, UsageError
+from parallel import ALONE, Team
 from support.files import CheckpointError, load_weights, read_checkpoint, read_json, write_file
 from support.history import History
 from support.settings import NAME, InUseError, RunError, read
@@ -124,6 +125,10 @@ class Run:
         """Writes a whole file of the run; returns its path."""
         return write_file(self.folder / name, content)
 
+    def remove(self, name: str) -> None:
+        """Deletes a file of the run, if it is there."""
+        (self.folder / name).unlink(missing_ok=True)
+
     def write_json(self, name: str, value: object) -> Path:
         """Writes a value of dicts, lists, strings and numbers as indented JSON."""
         return self.write(name, json.dumps(value, indent=2) + "\n")
@@ -141,6 +146,44 @@ class Run:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         return self.write(name, buffer.getvalue())
+
+
+class Onlooker(Run):
+    """The run, to the processes of a team that write nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def log(self, line: str = "") -> None:
+        """Nothing: the first process says it."""
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        """Nothing: the first process writes it."""
+        return self.folder / name
+
+    def remove(self, name: str) -> None:
+        """Nothing: the first process removes it."""
+
+
+def begin(folder: Path | None, output_dir: str | Path, name: str, team: Team) -> Run:
+    """The run's folder, open for writing: a new one, or `folder` to go on in.
+
+    Raises:
+        OSError, RunError: as Run.create and Run.reopen.
+    """
+    run = None
+    if team.first:
+        run = Run.reopen(folder) if folder else Run.create(output_dir, name)
+    where = team.once(lambda: run.folder)
+    return run or Onlooker(where)
+
+
+def started_before(folder: str | None) -> str | None:
+    """The folder of torchrun's earlier attempt, if that came so far that it can be gone on with."""
+    return folder if folder and (Path(folder) / Run.SETTINGS).is_file() else None
 
 
 def is_finished(folder: Path) -> bool:
@@ -198,7 +241,7 @@ class State:
             run.save_checkpoint("best.pt", self.about | best)
         run.write_csv("log.csv", rows)
 
-    def restore(self, run: Run) -> bool:
+    def restore(self, run: Run, team: Team = ALONE) -> bool:
         """Takes up where last.pt was written, with files that were not written any more.
 
         Returns:
@@ -209,10 +252,10 @@ class State:
             OSError: it cannot be read, or the rest not be written.
         """
         path, self.history.rows = run.folder / "last.pt", []
-        if not path.is_file():
+        checkpoint = team.once(lambda: read_checkpoint(path) if path.is_file() else None)
+        if checkpoint is None:
             return False
-        load_weights(self.model, path)
-        checkpoint = read_checkpoint(path)
+        load_weights(self.model, path, checkpoint)
         try:
             others = [key for key, value in self.about.items() if checkpoint[key] != value]
             if others:
@@ -236,7 +279,7 @@ class State:
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise CheckpointError(f"{path} is no checkpoint of this run: {reason}") from None
-        (run.folder / run.RESULTS).unlink(missing_ok=True)  # of an earlier epoch
+        run.remove(run.RESULTS)  # of an earlier epoch
         self._save_rest(run)
         if self.history.beginning() not in run.read_log():  # the process ended between the two
             run.log(self.history.line())

@@ -28,6 +28,7 @@ from torch import nn
 import cifar10
 import cli
 import networks
+import parallel
 import plots
 import recipes
 import runs
@@ -36,11 +37,10 @@ from support import flags, model_files, provenance, workers
 from support import settings as run_settings
 from support.files import stored_path
 from support.history import History
-from support.meter import DivergedError
 
 
-def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
-    """One run.
+def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: parallel.Team) -> None:
+    """One run; under torchrun each process of the team goes through it, and the first one writes.
 
     Raises:
         UsageError, cifar10.DataError, OSError: nothing could be trained or written.
@@ -48,20 +48,20 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
     """
     # 1. What is trained, and how: asked for, unless flags or the run to go on with say it.
     folder, before = None, {}
+    if args.resume is None:
+        args.resume = team.once(runs.started_before, parallel.remembered())
     if args.resume is not None:
-        folder, before = runs.unfinished(args.resume, args.output_dir)
+        folder, before = team.once(runs.unfinished, args.resume, args.output_dir)
         args = flags.resumed(folder, before.get("arguments"), arguments)
         network = networks.load_network(model_files.of_run(folder, before, args.model))
     else:
-        network = choose_network(args)
-        if args.epochs is None:
-            asked = not args.dry_run
-            args.epochs = cli.ask("How many epochs?", "20", cli.parse_epochs) if asked else 1
+        args.model, args.epochs = team.once(choose, args)
+        network = networks.load_network(args.model)
     recipe = flags.recipe_of(args, network)
     device = network.fitting(utils.Device.pick(args.device))
 
     # 2. The images: split, stats, transforms, loaders.
-    data = cli.load_data(args)
+    data = team.once_a_machine(cli.load_data, args)
     images, labels = data.train_images, data.train_labels
     test_set = reported = ("test", data.test_images, data.test_labels)
     if args.val_split is not None:
@@ -75,7 +75,7 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
     plain = utils.test_transform(mean, std)
     # Without processes batches are made on the device.
     processes, how = workers.choose(augment, args.loader, args.workers)
-    options = {"shuffle": True, "seed": args.seed, "workers": processes}
+    options = {"shuffle": True, "seed": args.seed, "workers": processes, "team": team}
     loader = utils.make_loader(images, labels, augment, recipe.batch_size, device, **options)
 
     # 3. The model, and what moves it: teacher, criterion, optimizer, schedule.
@@ -90,10 +90,13 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
     # fp16's small gradients would vanish; bf16's do not, and a disabled scaler does nothing.
     scaler = torch.amp.GradScaler(device.where.type, enabled=device.dtype == torch.float16)
     torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
+    trained_model = team.wrap(model, device.where)
 
     def evaluate(split: str, images: np.ndarray, labels: np.ndarray) -> utils.Evaluation:
+        ours = team.turns(len(images), utils.TEST_BATCH)
+        images, labels = images[ours], labels[ours]
         loader = utils.make_loader(images, labels, plain, utils.TEST_BATCH, device.exact)
-        return utils.evaluate(model, loader, device, split)
+        return utils.evaluate(model, loader, device, split, team)
 
     # 4. The folder: a new one, or the one to go on with.
     history = History(reported[0], args.epochs, recipe.target_accuracy, recipe.target_epochs)
@@ -113,6 +116,7 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
         "val_split": args.val_split,
         "dry_run": args.dry_run,
         "device": str(device),
+        "processes": team.size,
         "precision": str(device.dtype),
         "memory_format": str(device.layout),
         "train_transform": augment.to_dict(),
@@ -121,8 +125,8 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
     }
     if folder is not None:
         run_settings.refuse_changes(folder, before, settings)
-    run = runs.Run.reopen(folder) if folder else runs.Run.create(args.output_dir, network.name)
-    with run:
+    with runs.begin(folder, args.output_dir, network.name, team) as run:
+        parallel.remember(run.folder)
         ours = network.file.parent in model_files.OUR_FOLDERS  # others the user has to name himself
         named = [] if ours else ["--model", str(network.file)]
         run.resume_command = shlex.join(["python", "train.py", "--resume", str(run.folder), *named])
@@ -141,7 +145,7 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
             for key, value in flags.differences(recipe).items():
                 run.log(f"  {key:<16}{value}")
             run.log(f"Output: {run.folder}")
-        elif state.restore(run):
+        elif state.restore(run, team):
             run.log(f"Resumed after epoch {len(history.rows)}, on {device}")
         else:
             run.log("Resumed from the start: no epoch had been finished")
@@ -150,11 +154,11 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
         evaluation = stopped = None
         try:
             for epoch in range(len(history.rows) + 1, args.epochs + 1):
-                utils.seed_everything(args.seed, epoch)
+                utils.seed_everything(args.seed, epoch, team.rank)
                 loader.sampler.set_epoch(epoch)
                 started = time.perf_counter()
                 trained = utils.train(
-                    model, loader, criterion, optimizer, scheduler, scaler, device,
+                    trained_model, loader, criterion, optimizer, scheduler, scaler, device,
                     recipe.clip_norm, teacher,
                 )  # fmt: skip
                 middle = time.perf_counter()
@@ -165,13 +169,13 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
             evaluated = test_set
             if evaluation is None or reported is not test_set:
                 evaluation = evaluate(*test_set)
-        except (KeyboardInterrupt, DivergedError) as error:
-            stopped, evaluated = error, reported
-            any_epoch, done = state.restore(run), len(history.rows)
+        except (KeyboardInterrupt, RuntimeError) as error:
+            (team, stopped), evaluated = team.after(error), reported
+            any_epoch, done = state.restore(run, team), len(history.rows)
             where = f"epoch {done + 1}" if done < args.epochs else "the last evaluation"
-            run.log(f"Stopped in {where}: {str(error) or 'Ctrl-C'}")
+            run.log(f"Stopped in {where}: {str(stopped) or 'Ctrl-C'}")
             if not any_epoch:
-                raise
+                raise stopped from None
             evaluation = evaluate(*reported)
 
         # 6. The report; results.json last, since it ends the run.
@@ -189,23 +193,31 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None) -> None:
             raise stopped
 
 
-def choose_network(args: argparse.Namespace) -> networks.Network:
-    """The network of --model, or the one that is asked for."""
-    if args.model is not None:
-        return networks.load_network(args.model)
-    print("Networks for CIFAR-10:")
-    for number in ("1", "2", "3"):
-        network = networks.load_network(number)
-        print(
-            f"  {number}  {network.build.__name__}  {network.parameters:>9,} parameters, target "
-            f"{network.recipe.target_accuracy:g} % within {network.recipe.target_epochs} epochs"
-        )
-    return cli.ask("Which model?", "2", networks.load_network)
+def choose(args: argparse.Namespace) -> tuple[str, int]:
+    """The model and the epochs: as the flags say, or asked for."""
+    model, epochs = args.model, args.epochs
+    if model is None:
+        print("Networks for CIFAR-10:")
+        for number in ("1", "2", "3"):
+            network = networks.load_network(number)
+            print(
+                f"  {number}  {network.build.__name__}  {network.parameters:>9,} parameters, target "
+                f"{network.recipe.target_accuracy:g} % within {network.recipe.target_epochs} epochs"
+            )
+        model = str(cli.ask("Which model?", "2", networks.load_network).file)
+    if epochs is None:
+        epochs = 1 if args.dry_run else cli.ask("How many epochs?", "20", cli.parse_epochs)
+    return model, epochs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
-    return cli.run(flags.parser(), lambda args: train(args, arguments), arguments)
+
+    def work(args: argparse.Namespace) -> None:
+        with parallel.join() as team:
+            train(args, arguments, team)
+
+    return cli.run(flags.parser(), work, arguments)
 
 
 if __name__ == "__main__":

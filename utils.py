@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Sampler
 from errors import UsageError
 from fast.batched import A, BatchedTransform, ToTensorV2
 from fast.loader import BatchedLoader
-from support.meter import Meter, Metrics
+from parallel import ALONE, Team, device_index
+from support.meter import Meter, Metrics, progress
 from support.workers import worker_loader
 
 RGB = tuple[float, float, float]
@@ -144,6 +145,8 @@ class Device:
         if name is not None and name not in present:
             raise DeviceError(f"no device {name!r} here; this machine has: {', '.join(present)}")
         where = torch.device(name or present[0])
+        if where.type == "cuda" and (index := device_index("cuda", count)):  # torchrun's others
+            where = torch.device("cuda", index)
         if where.type == "cuda":
             native = torch.cuda.is_bf16_supported(including_emulation=False)
             return cls(where, torch.bfloat16 if native else torch.float16, torch.channels_last)
@@ -178,13 +181,15 @@ class Device:
         return str(self.where)
 
 
-def seed_everything(seed: int, epoch: int = 0) -> None:
+def seed_everything(seed: int, epoch: int = 0, rank: int = 0) -> None:
     """Seeds Python, NumPy and torch, for the first weights (epoch 0) and anew for every epoch.
 
     So that what an epoch draws (dropout) follows from (seed, epoch) alone, as the loaders' draws
-    do, and a resumed run goes on as if it had never stopped.
+    do, and a resumed run goes on as if it had never stopped. Processes that share a batch differ by
+    their rank.
     """
-    state = int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]) if epoch else seed
+    entropy = (seed, epoch, rank) if rank else (seed, epoch)
+    state = int(np.random.SeedSequence(entropy).generate_state(1)[0]) if epoch else seed
     random.seed(state)
     np.random.seed(state)  # noqa: NPY002  (a model file of somebody's own may draw from it)
     torch.manual_seed(state)
@@ -214,11 +219,12 @@ class BatchSampler(Sampler):
     BatchNorm1d cannot be trained with one.
     """
 
-    def __init__(self, size: int, batch_size: int, *, shuffle: bool, seed: int = 0) -> None:
-        self.size = size
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
+    def __init__(
+        self, size: int, batch_size: int, *, shuffle: bool, seed: int = 0, team: Team = ALONE
+    ) -> None:
+        team.refuse(batch_size)
+        self.size, self.batch_size = size, batch_size
+        self.shuffle, self.seed, self.team = shuffle, seed, team
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -235,11 +241,16 @@ class BatchSampler(Sampler):
         order = generator.permutation(self.size) if self.shuffle else np.arange(self.size)
         seeds = generator.integers(2**31, size=len(self)).tolist()
         ends = [number * self.batch_size for number in range(1, len(self))]
-        return np.split(order, ends), seeds
+        return np.split(order, ends)[: len(self)], seeds
+
+    def shares(self) -> list[tuple[slice, float]]:
+        """This process's part of each batch, and the weight of its mean loss, as Team.share."""
+        return [self.team.share(len(batch)) for batch in self.draw()[0]]
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         batches, seeds = self.draw()
-        yield from zip(seeds, batches, strict=True)
+        for seed, batch, (part, _) in zip(seeds, batches, self.shares(), strict=True):
+            yield seed + self.team.rank, batch[part]
 
 
 Loader = DataLoader | BatchedLoader
@@ -255,6 +266,7 @@ def make_loader(
     shuffle: bool = False,
     seed: int = 0,
     workers: int | None = None,
+    team: Team = ALONE,
 ) -> Loader:
     """Batches of (images (N, 3, 32, 32), labels int64 (N,)), augmented and normalised.
 
@@ -267,11 +279,12 @@ def make_loader(
             float32.
         workers: None: the transform runs for whole batches on the device; a number: Albumentations
             runs it image by image, in so many processes; support.workers.choose chooses.
+        team: each of its processes gets its part of every batch.
 
     Raises:
         fast.batched.UnknownTransformError: the transform has no batched form.
     """
-    sampler = BatchSampler(len(images), batch_size, shuffle=shuffle, seed=seed)
+    sampler = BatchSampler(len(images), batch_size, shuffle=shuffle, seed=seed, team=team)
     if workers is None:
         batched = BatchedTransform.from_compose(transform)
         how = (device.where, device.dtype, device.layout)
@@ -319,15 +332,16 @@ def train(
         DivergedError: the loss became NaN or infinite.
     """
     model.train()
-    with Meter("train", len(loader.dataset), device.where) as meter:
-        for images, labels in loader:
+    sampler, images = loader.sampler, len(loader.dataset)
+    with Meter("train", images // sampler.team.size, device.where, sampler.team) as meter:
+        for (images, labels), (_, weight) in zip(loader, sampler.shares(), strict=True):
             images, labels = device.take(images, labels)
             optimizer.zero_grad()
             with device.autocast():
                 logits = model(images)
             targets = labels if teacher is None else teacher(images, labels)
             loss = criterion(logits.float(), targets)
-            scaler.scale(loss).backward()
+            scaler.scale(loss * weight).backward()
             if clip_norm:
                 scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
@@ -335,24 +349,30 @@ def train(
             scaler.update()
             scheduler.step()
             meter.update(loss.detach(), logits.detach(), labels)
+        sampler.team.agree(model)
         return meter.read()
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: Loader, device: Device, title: str = "test") -> Evaluation:
+def evaluate(
+    model: nn.Module, loader: Loader, device: Device, title: str = "test", team: Team = ALONE
+) -> Evaluation:
     """One pass over the loader in eval mode, in float32; the loss is plain cross-entropy.
+
+    In a team each process passes over the batches whose turn it has, and gets the whole result.
 
     Raises:
         DivergedError: the loss is NaN or infinite.
     """
     model.eval()
     all_logits, all_labels = [], []
-    with Meter(title, len(loader.dataset), device.where) as meter, device.exact.autocast():
-        for images, labels in loader:
+    with device.exact.autocast():
+        for images, labels in progress(loader, title, team):
             images, labels = device.take(images, labels)
-            logits = model(images).float()
-            meter.update(F.cross_entropy(logits, labels), logits, labels)
-            all_logits.append(logits)
+            all_logits.append(model(images).float())
             all_labels.append(labels)
-        metrics = meter.read()
-    return Evaluation(*metrics, torch.cat(all_logits).cpu(), torch.cat(all_labels).cpu())
+    all_logits, all_labels = team.gather(all_logits), team.gather(all_labels)
+    with Meter(title, sum(map(len, all_labels)), torch.device("cpu")) as meter:
+        for logits, labels in zip(all_logits, all_labels, strict=True):
+            meter.update(F.cross_entropy(logits, labels), logits, labels)
+        return Evaluation(*meter.read(), torch.cat(all_logits), torch.cat(all_labels))

@@ -402,6 +402,7 @@ class BatchedTransform:
         generator: Generator,
         dtype: torch.dtype = torch.float32,
         memory_format: torch.memory_format = torch.contiguous_format,
+        part: tuple[int, Tensor] | None = None,
     ) -> Tensor:
         """Augments and normalises a batch.
 
@@ -409,14 +410,17 @@ class BatchedTransform:
             images: uint8 (N, 3, H, W), contiguous, on any device.
             generator: of the draws, on the same device.
             dtype, memory_format: of the result.
+            part: (N, numbers): these images are only those numbers, int64, of a batch of N, and
+                get what they would get among all of them.
         """
         random = Random(generator)
+        count, rows = part or (len(images), slice(None))
         for step in self.steps:
-            drawn = step.draw(len(images), tuple(images.shape[2:]), random)
+            drawn = [each[rows] for each in step.draw(count, tuple(images.shape[2:]), random)]
             if step.p == 1:
                 images = step.apply(images, *drawn)
             else:
-                applied = random.uniform((0.0, 1.0), len(images)) < step.p
+                applied = (random.uniform((0.0, 1.0), count) < step.p)[rows]
                 images = _where(applied, step.apply, images, images, *drawn)
         mean = _constant(self.mean, torch.float32, images.device)
         scale = _constant(self.scale, torch.float32, images.device)

@@ -17,12 +17,13 @@ from fast.batched import BatchedTransform
 class BatchedLoader:
     """Yields (images `dtype` (N, 3, H, W), labels int64 (N,)) like a DataLoader.
 
-    `dataset`, `sampler` and `len` mean the same. The draws come from `generator`, which every
+    `dataset`, `sampler` and `len` mean the same. Of each batch come the images that are this
+    process's (utils.BatchSampler.shares). The draws come from `generator`, which every
     epoch is seeded from the sampler.
 
     Args:
         images, labels: uint8 (N, H, W, 3) and uint8 (N,).
-        sampler: with `draw`, as utils.BatchSampler has it.
+        sampler: with `draw` and `shares`, as utils.BatchSampler has them.
         device, dtype, layout: where and how the images come.
     """
 
@@ -49,8 +50,15 @@ class BatchedLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self.dataset.tensors
         batches, seeds = self.sampler.draw()
+        if not seeds:  # a process of many, that has nothing to evaluate
+            return
         self.generator.manual_seed(seeds[0])
         order = torch.from_numpy(np.concatenate(batches)).to(images.device)
-        for index in order.split([len(batch) for batch in batches]):
-            batch = self.transform(images[index], self.generator, self.dtype, self.layout)
-            yield batch, labels[index]
+        parts = [part for part, _ in self.sampler.shares()]
+        for index, part in zip(order.split([len(each) for each in batches]), parts, strict=True):
+            numbers = torch.arange(len(index), device=index.device)[part]
+            mine, of = index[part], (len(index), numbers)
+            yield (
+                self.transform(images[mine], self.generator, self.dtype, self.layout, of),
+                labels[mine],
+            )

@@ -90,14 +90,17 @@ def read_checkpoint(path: str | Path) -> dict:
     return checkpoint
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, read: dict | None = None) -> None:
     """Puts the weights of a file (weights.pt, last.pt or best.pt) into the model.
+
+    Args:
+        read: what `read_checkpoint` gave for it, if it has been read.
 
     Raises:
         CheckpointError: damaged, or another network's; names the file and the mismatch.
         OSError: it cannot be read.
     """
-    weights = read_checkpoint(path)
+    weights = read_checkpoint(path) if read is None else read
     if isinstance(weights.get("model"), dict):
         weights = weights["model"]
     wanted = {name: _shape(value) for name, value in model.state_dict().items()}

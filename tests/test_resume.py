@@ -71,7 +71,7 @@ def stop_in(monkeypatch, epoch: int, error: type[BaseException], batches: int = 
             return loop(model, loader, *rest)
 
         class Broken:
-            dataset = loader.dataset
+            dataset, sampler = loader.dataset, loader.sampler
 
             def __iter__(self):
                 for number, batch in enumerate(loader):

@@ -1,0 +1,259 @@
+"""One training in several processes, started by torchrun: which am I, who does what, sums.
+
+    torchrun --standalone --nproc-per-node 2 train.py --model 1 --epochs 20
+
+torchrun starts the very same command once for each GPU (or as often as asked, on CPUs) and names
+each process in its environment. Every process trains the same network on its share of every batch;
+DistributedDataParallel averages their gradients. The first process alone asks, prints and writes.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from errors import Error, UsageError
+
+MISSING = "another process of this training has ended, or does not answer"
+PATIENCE = timedelta(minutes=10)  # with a process that does not answer, as NCCL's own
+
+
+class LostProcessError(Error, RuntimeError):
+    """Another process of this training has ended, or does not answer."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a training: this one's number, and how many there are."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process asks, prints and writes."""
+        return self.rank == 0
+
+    def share(self, size: int) -> tuple[slice, float]:
+        """This process's part of a batch of `size` images, and the weight of its mean loss.
+
+        DistributedDataParallel takes the plain mean of what the processes found; weighted so, it is
+        the mean over the whole batch, where the parts differ in size. A batch of less than two
+        images a process, such as a short last one, goes to all of them whole: BatchNorm1d cannot
+        be trained with one image, and nothing with none. (So it counts several times in the means
+        of the training metrics, not in what is learnt.)
+        """
+        if size < 2 * self.size:
+            return slice(0, size), 1.0
+        start, end = size * self.rank // self.size, size * (self.rank + 1) // self.size
+        return slice(start, end), (end - start) * self.size / size
+
+    def refuse(self, batch_size: int) -> None:
+        """Raises UsageError where batches are too small to be shared."""
+        if self.size > 1 and batch_size < 2 * self.size:
+            raise UsageError(
+                f"a batch of {batch_size} images is too small to be shared by {self.size} "
+                f"processes; give a --batch-size of {2 * self.size} or more, or fewer processes"
+            )
+
+    def turns(self, size: int, batch_size: int) -> np.ndarray:
+        """The indices of the batches that are this process's, of `size` images: every so manyth."""
+        images = np.arange(size)
+        return images[images // batch_size % self.size == self.rank]
+
+    def once(self, work: Callable, *arguments: object) -> object:
+        """What `work(*arguments)` gives in the first process, or raises there, in all of them."""
+        if self.size == 1:
+            return work(*arguments)
+        answer = [None, None]
+        if self.first:
+            try:
+                answer[0] = work(*arguments)
+            except (Exception, SystemExit) as error:
+                answer[1] = error
+        with _told():
+            dist.broadcast_object_list(answer)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
+
+    def once_a_machine(self, work: Callable, *arguments: object) -> object:
+        """Does the work in every process; in one of each machine before the others."""
+        leader = os.environ.get("LOCAL_RANK", "0") == "0"
+        done = work(*arguments) if leader else None
+        if self.size > 1:
+            with _told():
+                dist.barrier()
+        return done if leader else work(*arguments)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        if self.size > 1:
+            with _told():
+                dist.all_reduce(values)
+        return values
+
+    def gather(self, mine: Sequence[Tensor]) -> list[Tensor]:
+        """Everybody's tensors, on the CPU: of `mine` in the order of `turns`, all in order."""
+        everybodys = [[tensor.cpu() for tensor in mine]]
+        if self.size > 1:
+            everybodys *= self.size
+            with _told():
+                dist.all_gather_object(everybodys, everybodys[self.rank])
+        longest = max(map(len, everybodys))
+        return [each[turn] for turn in range(longest) for each in everybodys if turn < len(each)]
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """The model as it trains: its gradients are the means over all processes.
+
+        On CUDA BatchNorm takes its statistics from the whole batch (SyncBatchNorm); on the CPU,
+        where PyTorch has no such layer, from each process's part.
+        """
+        if self.size == 1:
+            return model
+        on_gpu = device.type == "cuda"
+        if on_gpu:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        # Static: a network of somebody's own may hold parameters that it does not use.
+        options = {"forward_sync_buffers": False, "static_graph": True}
+        return DistributedDataParallel(model, [device] if on_gpu else None, **options)
+
+    @torch.no_grad()
+    def agree(self, model: nn.Module) -> None:
+        """Brings running statistics (BatchNorm's), each process's own, to their mean."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.sum(buffer.clone()) / self.size)
+
+    def after(self, stop: BaseException) -> tuple["Team", BaseException]:
+        """Who reports a training that was stopped, and what stopped it.
+
+        Where every process met the same, all of them; after a signal, or where one is gone, the
+        first alone, since the others may be gone as well.
+
+        Raises:
+            the error itself: this process is not to report, or it is a fault and no stop.
+        """
+        if self.size > 1 and isinstance(stop, RuntimeError) and not isinstance(stop, Error):
+            stop = _lost(stop)
+        if isinstance(stop, LostProcessError):
+            try:  # what took the others may be on its way here: Ctrl-C, or torchrun's SIGTERM
+                time.sleep(1)
+            except KeyboardInterrupt as signal:
+                stop = signal
+        if isinstance(stop, Error) and not isinstance(stop, LostProcessError):
+            return self, stop
+        if not self.first or not isinstance(stop, Error | KeyboardInterrupt):
+            raise stop
+        return ALONE, stop
+
+
+ALONE = Team()
+
+
+@contextlib.contextmanager
+def join() -> Iterator[Team]:
+    """The team that torchrun started this process in; ALONE without torchrun.
+
+    Raises:
+        LostProcessError: the others did not come.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield ALONE
+        return
+    team = Team(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    with contextlib.ExitStack() as stack:
+        if not team.first:  # no line twice
+            silence = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+        with _told():
+            dist.init_process_group(timeout=PATIENCE)
+        yield team
+        dist.destroy_process_group()  # after an error it could wait for the others in vain
+
+
+def device_index(kind: str, devices: int) -> int:
+    """Which of this machine's devices is this process's.
+
+    Raises:
+        UsageError: there are more processes here than devices.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if processes > devices:
+        raise UsageError(
+            f"torchrun started {processes} processes on a machine of {devices} {kind} devices; "
+            f"give it --nproc-per-node {devices}, or train.py --device cpu"
+        )
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+# ---------------------------------------------------------------- what outlives a process
+
+
+def first_to_tell(line: str) -> bool:
+    """Whether no other process has told this line: an error that all of them meet is told once.
+
+    That this one was interrupted, or misses another, is told where nothing else was: it may follow.
+    """
+    store = _store()
+    with contextlib.suppress(RuntimeError):
+        if store is None or line.startswith((MISSING, "interrupted")):
+            return store is None or store.add("told", 1) == 1
+        store.add("told", 1)
+        return store.add("told/" + line, 1) == 1
+    return True
+
+
+def remember(folder: Path) -> None:
+    """Keeps where this training is written, for torchrun's next attempt."""
+    if note := _note():
+        note.write_text(str(folder.absolute()), encoding="utf-8")
+
+
+def remembered() -> str | None:
+    """Where an earlier attempt of this training was written: torchrun starts anew what failed."""
+    note = _note()
+    return note.read_text(encoding="utf-8") if note and note.is_file() else None
+
+
+def _note() -> Path | None:
+    """A file in torchrun's own folder of this start, which all its attempts on a machine share."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # FOLDER/attempt_0/0/error.json
+    return Path(error_file).parents[2] / "cifar10_run" if error_file else None
+
+
+def _store() -> dist.TCPStore | None:
+    """torchrun's own memory, which all processes share; None without torchrun."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    with contextlib.suppress(RuntimeError):  # torchrun itself is gone
+        return dist.TCPStore(*where, is_master=False, timeout=timedelta(seconds=10))
+    return None
+
+
+def _lost(error: RuntimeError) -> RuntimeError:
+    """A backend's word that a process is missing, as our own error; any other as it is."""
+    text = str(error)
+    if isinstance(error, dist.DistError) or "gloo" in text or "ProcessGroup" in text:
+        reason = text.splitlines()[0].partition("] ")[2] or text.splitlines()[0]
+        return LostProcessError(f"{MISSING} ({reason.split('. ')[0]:.90})")
+    return error
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise _lost(error) from None

@@ -1,0 +1,398 @@
+"""One training in several processes: as one alone trains; nothing lost, told twice, or hung.
+
+The processes are forked, with the environment and the store that torchrun gives them; the last
+tests start torchrun itself.
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from datetime import timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import networks
+import parallel
+import train
+import utils
+from errors import UsageError
+from parallel import Team
+from support import files
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+# Without BatchNorm, whose statistics are each process's own on the CPU, and without dropout.
+NETWORK = """
+import os
+import pathlib
+import torch
+from torch import nn
+
+PLAN = pathlib.Path("{plan}")  # "rank batch signal": who is to be stopped in which batch
+
+
+RECIPE = dict(
+    optimizer="{optimizer}", lr=0.02, weight_decay=5e-4, schedule="onecycle", batch_size=199,
+    target_accuracy=85.0, target_epochs=60, augment=0.5, clip_norm=1.0, label_smoothing=0.1,
+)
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=4)
+        self.linear = nn.Linear(8, 10)
+        self.unused = nn.Linear(3, 3)
+        self.batches = 0
+
+    def forward(self, x):
+        if self.training and len(x) > 2:  # not when it is tried out
+            self.batches += 1
+            if PLAN.exists():
+                rank, batch, number = PLAN.read_text().split()
+                if int(batch) == self.batches and rank in ("all", os.environ["RANK"]):
+                    if rank != "all":
+                        PLAN.unlink()
+                    os.kill(os.getpid(), int(number))
+        return self.linear(torch.relu(self.conv(x)).mean(dim=(2, 3)))
+"""
+
+
+# train.py in float32, as the fixture `exact` has it, for processes that start from nothing.
+EXACT = """
+import sys
+import utils
+pick = utils.Device.pick
+utils.Device.pick = lambda name=None: pick(name).exact
+import train
+sys.exit(train.main())
+"""
+
+
+class Ended(NamedTuple):
+    """A process that ended: its status (below 0: killed by that signal), and what it printed."""
+
+    status: int | None
+    out: str
+    err: str
+
+
+def run_team(
+    work: Callable[[], int | None], size: int, folder: Path, attempt: int = 0
+) -> list[Ended]:
+    """Runs the work in `size` processes as torchrun starts them; returns how each ended."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def begin(rank: int) -> None:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(size),
+            "LOCAL_WORLD_SIZE": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_RUN_ID": "test",
+            "TORCHELASTIC_RESTART_COUNT": str(attempt),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_ERROR_FILE": f"{folder}/attempt_{attempt}/{rank}/error.json",
+        }
+        out, err = ((folder / f"{rank}.{name}").open("w", buffering=1) for name in ("out", "err"))
+        with out, err, redirect_stdout(out), redirect_stderr(err):
+            status = work()
+        os._exit(status or 0)
+
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=begin, args=(rank,)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + 90
+    while any(process.is_alive() for process in processes):
+        time.sleep(0.1)
+        if any(process.exitcode for process in processes) or time.monotonic() > end:
+            for process in processes:  # as torchrun does where one has failed
+                process.terminate()
+            for process in processes:
+                process.join(30)
+                process.kill()
+                process.join()
+    texts = [[(folder / f"{r}.{n}").read_text() for n in ("out", "err")] for r in range(size)]
+    return [Ended(p.exitcode, *text) for p, text in zip(processes, texts, strict=True)]
+
+
+@pytest.fixture
+def exact(monkeypatch) -> None:
+    """float32 on this CPU, too: in bf16 a sum in another order differs by far more."""
+    pick = utils.Device.pick
+    monkeypatch.setattr(utils.Device, "pick", lambda name=None: pick(name).exact)
+
+
+@pytest.fixture
+def started(exact, tmp_path) -> Callable:
+    """Starts train.py in so many processes; returns how they ended and the run's folder."""
+
+    def start(size: int, *arguments, optimizer="sgd", plan="", resume=None, **others):
+        model, stop = tmp_path / "plain.py", tmp_path / "plan"
+        model.write_text(NETWORK.format(optimizer=optimizer, plan=stop))
+        stop.unlink(missing_ok=True)
+        if plan:
+            stop.write_text(plan)
+        output = tmp_path / f"{size}-{optimizer}"
+        flags = ["--epochs", 2, "--output-dir", output] if resume is None else ["--resume", resume]
+        flags += ["--dry-run", "--device", "cpu", "--model", model, *arguments]
+        flags = [str(flag) for flag in flags]
+        if size == 1:
+            assert train.main(flags) == 0
+            ended = []
+        else:
+            folder = tmp_path / f"torchrun-{output.name}"
+            folder.mkdir(exist_ok=True)
+            ended = run_team(lambda: train.main(flags), size, folder, **others)
+        folders = sorted(output.glob("*")) if resume is None else [resume]
+        return ended, folders[-1] if folders else None
+
+    return start
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return files.read_checkpoint(folder / "weights.pt")
+
+
+def assert_same(ours: Path, theirs: Path) -> None:
+    """Equal but for the order in which float32 numbers were added up."""
+    for name, value in weights(theirs).items():
+        torch.testing.assert_close(weights(ours)[name], value, atol=1e-5, rtol=0)
+    ours, theirs = (
+        np.genfromtxt(folder / "log.csv", delimiter=",", skip_header=1) for folder in (ours, theirs)
+    )
+    exact, during = [0, 1, 4, 5], [2, 3]  # the last batch of 5 counts once for each process
+    np.testing.assert_allclose(ours[:, exact], theirs[:, exact], atol=1e-4)
+    np.testing.assert_allclose(ours[:, during], theirs[:, during], atol=0.5)
+
+
+# ---------------------------------------------------------------- shares
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_parts_hold_every_image_once_and_weigh_as_much_as_they_hold(processes):
+    for size in [*range(2 * processes, 70), 256, 1000]:
+        shares = [Team(rank, processes).share(size) for rank in range(processes)]
+        held = [image for part, _ in shares for image in range(size)[part]]
+        assert held == list(range(size))
+        losses = np.random.default_rng(size).random(size)
+        means = [weight * losses[part].mean() for part, weight in shares]
+        assert np.mean(means) == pytest.approx(losses.mean())
+        assert min(part.stop - part.start for part, _ in shares) >= 2
+
+
+def test_a_batch_too_short_to_be_shared_goes_to_all():
+    for size in range(1, 6):
+        assert Team(1, 3).share(size) == (slice(0, size), 1.0)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+def test_every_batch_has_its_turn_in_one_process(processes):
+    turns = [Team(rank, processes).turns(1234, 100) for rank in range(processes)]
+    assert sorted(np.concatenate(turns)) == list(range(1234))
+    batches = [list(turn[i : i + 100]) for turn in turns for i in range(0, len(turn), 100)]
+    assert sorted(batches) == [list(range(i, min(i + 100, 1234))) for i in range(0, 1234, 100)]
+
+
+@pytest.mark.parametrize("name", sorted(utils.TRANSFORMS))
+def test_a_part_of_a_batch_is_augmented_as_in_the_whole(name, sample):
+    images, labels = sample.train_images[:90], sample.train_labels[:90]
+    transform = utils.TRANSFORMS[name]((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), 0.5)
+    device = utils.Device(torch.device("cpu"))
+
+    def batches(team: Team) -> list:
+        loader = utils.make_loader(
+            images, labels, transform, 40, device, shuffle=True, seed=3, team=team
+        )
+        loader.sampler.set_epoch(2)
+        return list(loader)
+
+    parts = zip(*[batches(Team(rank, 3)) for rank in range(3)], strict=True)
+    for whole, part in zip(batches(parallel.ALONE), parts, strict=True):
+        for one, several in zip(whole, zip(*part, strict=True), strict=True):
+            assert torch.equal(one, torch.cat(several))
+
+
+def test_processes_draw_differently_and_the_first_as_one_alone():
+    drawn = []
+    for arguments in ((5, 1), (5, 1, 0), (5, 1, 1), (5, 1, 2)):
+        utils.seed_everything(*arguments)
+        drawn.append(torch.rand(1).item())
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) == 3
+
+
+# ---------------------------------------------------------------- a training
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_a_training_does_not_depend_on_the_number_of_processes(optimizer, started, sample):
+    """1,000 images in batches of 199: neither 2 nor 3 divide them, and the last batch holds 5."""
+    _, alone = started(1, optimizer=optimizer)
+    for size in (2, 3):
+        ended, folder = started(size, optimizer=optimizer)
+        assert [each.status for each in ended] == [0] * size, ended
+        assert_same(folder, alone)
+        assert json.loads((folder / "settings.json").read_text())["processes"] == size
+        assert "pictures and log" in ended[0].out
+        assert [each.out for each in ended[1:]] == [""] * (size - 1)
+        # Shared out, the evaluation gives exactly what one process gives.
+        found = networks.load_trained(folder, named=folder.parents[1] / "plain.py")
+        device = utils.Device(torch.device("cpu"), layout=torch.channels_last)
+        network = networks.prepare(found.network, device)
+        loader = utils.make_loader(
+            sample.test_images, sample.test_labels, found.transform, utils.TEST_BATCH, device
+        )
+        one = utils.evaluate(network, loader, device)
+        results = json.loads((folder / "results.json").read_text())
+        assert (results["final_loss"], results["final_accuracy"]) == (one.loss, one.accuracy)
+
+
+def test_running_statistics_become_the_mean_of_all(tmp_path):
+    def work() -> None:
+        with parallel.join() as team:
+            norm = nn.BatchNorm2d(2)
+            norm.running_mean += torch.tensor([1.0, 10.0]) * (team.rank + 1)
+            team.agree(norm)
+            assert norm.running_mean.tolist() == [2.0, 20.0]
+            assert norm.num_batches_tracked == 0
+
+    assert [each.status for each in run_team(work, 3, tmp_path)] == [0, 0, 0]
+
+
+def test_what_one_gathers_comes_in_the_order_of_turns(tmp_path):
+    def work() -> None:
+        with parallel.join() as team:
+            mine = [torch.tensor(number) for number in range(team.rank, 7, 3)]
+            assert [int(each) for each in team.gather(mine)] == list(range(7))
+            assert team.sum(torch.tensor(2.0**team.rank)) == 7
+
+    assert [each.status for each in run_team(work, 3, tmp_path)] == [0, 0, 0]
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--epochs", "none"], 2, "--epochs"),  # all of them find it
+        (["--val-split", "1000"], 2, "--val-split 1000 is too large"),
+        (["--resume", "nowhere"], 2, "nowhere"),  # the first alone finds it
+        (["--batch-size", "5"], 2, "a batch of 5 images is too small to be shared by 3 processes"),
+        (["--lr", "1e12"], 1, "the training diverged"),
+    ],
+)
+def test_an_error_is_told_once(arguments, status, said, started):
+    ended, _ = started(3, *arguments)
+    assert status in {each.status for each in ended} <= {status, 143}, ended
+    (line,) = "".join(each.err for each in ended).strip().splitlines()
+    assert said in line
+
+
+def test_questions_are_asked_once_and_the_answers_are_everybodys(tmp_path):
+    def work() -> None:
+        sys.stdin = io.StringIO("3\n7\n" if os.environ["RANK"] == "0" else "")
+        args = argparse.Namespace(model=None, epochs=None, dry_run=False)
+        with parallel.join() as team:
+            model, epochs = team.once(train.choose, args)
+            assert (Path(model).name, epochs) == ("model_3.py", 7)
+
+    ended = run_team(work, 2, tmp_path)
+    assert [each.status for each in ended] == [0, 0]
+    assert ended[0].out.count("Which model?") == 1
+    assert ended[1].out == ""
+
+
+def test_a_signal_leaves_a_run_that_goes_on_with_any_number(started):
+    _, whole = started(1)
+    ended, folder = started(2, plan=f"all 9 {int(signal.SIGTERM)}")
+    assert [each.status for each in ended] == [143, 143], ended
+    assert "Stopped in epoch 2: SIGTERM" in ended[0].out
+    assert "Go on with: " in ended[0].out
+    assert "".join(each.err for each in ended).count("interrupted") == 1
+    ended, _ = started(3, resume=folder)
+    assert [each.status for each in ended] == [0, 0, 0], ended
+    assert "Resumed after epoch 1" in ended[0].out
+    assert_same(folder, whole)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_after_a_kill_the_next_attempt_goes_on_by_itself(rank, started):
+    _, whole = started(1)
+    ended, folder = started(2, plan=f"{rank} 9 {int(signal.SIGKILL)}")
+    assert ended[rank].status == -signal.SIGKILL
+    assert ended[1 - rank].status in (1, 143), ended  # torchrun's signal comes soon, or at once
+    assert "".join(each.err for each in ended).count("train.py: ") == 1
+    ended, again = started(2, attempt=1)
+    assert [each.status for each in ended] == [0, 0], ended
+    assert again == folder
+    assert_same(folder, whole)
+
+
+def test_who_waits_in_vain_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "PATIENCE", timedelta(seconds=2))
+
+    def work() -> int:
+        os.environ["WORLD_SIZE"] = "2"
+        return train.main(["--dry-run", "--model", "2", "--output-dir", str(tmp_path)])
+
+    ((status, _, error),) = run_team(work, 1, tmp_path)
+    assert status == 1
+    assert error.startswith(f"train.py: error: {parallel.MISSING}")
+    assert error.count("\n") == 1
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert parallel.device_index("cuda", 4) == 3
+    with pytest.raises(UsageError, match="4 processes on a machine of 2 cuda devices; give it"):
+        parallel.device_index("cuda", 2)
+
+
+# ---------------------------------------------------------------- torchrun itself
+
+
+def test_two_machines_lose_a_process_and_end_as_one_alone(started, tmp_path):
+    """Two agents on 127.0.0.1, a process each; the second is killed once and started anew."""
+    _, whole = started(1)
+    (tmp_path / "plan").write_text(f"1 9 {int(signal.SIGKILL)}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
+        "--max-restarts", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test",
+        str(tmp_path / "exact.py"), "--dry-run", "--device", "cpu", "--epochs", "2", "--model",
+        str(tmp_path / "plain.py"), "--output-dir", str(tmp_path / "two"),
+    ]  # fmt: skip
+    (tmp_path / "exact.py").write_text(f"import sys\nsys.path[0] = {str(ROOT)!r}\n{EXACT}")
+    agents = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in range(2)
+    ]
+    printed = [agent.communicate(timeout=240)[0].decode() for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], printed
+    assert sum(text.count("Resumed after epoch 1") for text in printed) == 1
+    (folder,) = (tmp_path / "two").iterdir()
+    assert_same(folder, whole)
