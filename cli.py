@@ -72,7 +72,7 @@ def run(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    print(f"{program}: error: {reason}", file=sys.stderr)
+    print(f"{program}: error: {' '.join(reason.splitlines())}", file=sys.stderr)
     return status
 
 

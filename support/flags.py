@@ -4,6 +4,7 @@ import argparse
 import ast
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -184,6 +185,7 @@ def recipe_entry(text: str) -> tuple[str, object]:
     if key == "teacher" and value:
         return key, stored_path(value if Path(value).exists() else HERE / value)
     try:
-        return key, ast.literal_eval(value)
+        with warnings.catch_warnings(action="ignore"):  # of what only resembles Python
+            return key, ast.literal_eval(value)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return key, value
