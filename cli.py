@@ -1,12 +1,8 @@
 """Command lines: what train.py and the tools are asked for, and how they tell what went wrong."""
 
 import argparse
-import contextlib
 import math
-import os
-import signal
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,6 +10,7 @@ import torch
 import cifar10
 from errors import Error, UsageError
 from parallel import first_to_tell
+from support import process
 
 MOST_EPOCHS, LARGEST = 10_000, 1e15  # of flags: far above all sense
 
@@ -23,22 +20,6 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         raise UsageError(f"{message}; see --help")
-
-
-class Interruption(KeyboardInterrupt):
-    """Ctrl-C, or the system's wish that the process ends; `status` is what it exits with."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
-        self.status = 128 + number  # as shells report it
-
-
-def _interrupt(number: int, _frame: object) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM):  # once is enough: what is done is being saved now
-        signal.signal(each, signal.SIG_IGN)
-    if hasattr(signal, "SIGCHLD"):  # it may have ended the DataLoader's workers, too
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    raise Interruption(number)
 
 
 def run(
@@ -51,50 +32,27 @@ def run(
     0: done. 1: it could not be done. 2: something else has to be asked for. 130 and the like: a
     signal. Errors are one line on standard error; a traceback is a fault of this repository.
     """
-    program, before = parser.prog, {}
-    _prepare_streams()
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError):  # not the main thread, which has no signals
-                before[number] = signal.signal(number, _interrupt)
-        return work(parser.parse_args(arguments)) or 0
-    except KeyboardInterrupt as error:
-        if first_to_tell("interrupted"):
-            print(f"\n{program}: interrupted", file=sys.stderr)
-        return getattr(error, "status", 130)
-    except (Error, OSError) as error:
-        reason, status = str(error), getattr(error, "status", 1)
-    except torch.OutOfMemoryError:
-        reason, status = "out of GPU memory; give a smaller --batch-size", 1
-    except (Exception, SystemExit) as error:
-        place = _line_of_model_file(error)
-        if place is None and not str(error).startswith("DataLoader worker"):  # one was killed
-            raise
-        reason, status = f"{place or program}: {type(error).__name__}: {error}".splitlines()[0], 1
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if first_to_tell(reason):
-        print(f"{program}: error: {reason}", file=sys.stderr)
-    return status
-
-
-def _prepare_streams() -> None:
-    """Streams that are closed, or know few characters, end no work."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        stream = getattr(sys, name)
-        if stream is None:  # closed by the shell: without this, the next file would take its place
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (open until the process ends)
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-
-
-def _line_of_model_file(error: BaseException) -> str | None:
-    """Where in a model file the error arose, if in one: whatever somebody's network may raise."""
-    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        if isinstance(frame.f_globals.get("RECIPE"), dict):
-            return f"{frame.f_code.co_filename}, line {line}"
-    return None
+    program = parser.prog
+    with process.steady():
+        try:
+            return work(parser.parse_args(arguments)) or 0
+        except KeyboardInterrupt as error:
+            if first_to_tell("interrupted"):
+                print(f"\n{program}: interrupted", file=sys.stderr)
+            return getattr(error, "status", 130)
+        except (Error, OSError) as error:
+            reason, status = str(error), getattr(error, "status", 1)
+        except torch.OutOfMemoryError:
+            reason, status = "out of GPU memory; give a smaller --batch-size", 1
+        except (Exception, SystemExit) as error:
+            place = process.line_of_model_file(error)
+            if place is None and not str(error).startswith("DataLoader worker"):  # one was killed
+                raise
+            reason, status = f"{place or program}: {type(error).__name__}: {error}", 1
+            reason = reason.splitlines()[0]
+        if first_to_tell(reason):
+            print(f"{program}: error: {' '.join(reason.splitlines())}", file=sys.stderr)
+        return status
 
 
 def ask(question: str, default: str, parse: Callable[[str], object]) -> object:

@@ -15,11 +15,12 @@ class UsageError(Error, ValueError):
 
 def first_of(error: ValueError) -> str:
     """The first finding of a pydantic ValidationError in one line: which value, what it must be."""
-    unknown = ("unexpected_keyword_argument", "extra_forbidden")
-    found = min(error.errors(), key=lambda each: each["type"] not in unknown)
+    found = error.errors()[0]
     key = ".".join(map(str, found["loc"]))
     if found["type"] == "missing":
         return f"{key} is missing"
-    if found["type"] in unknown:
-        return f"{key} is unknown"
-    return f"{key} is {found['input']!r:.60}: {found['msg']}"
+    try:
+        value = f"{found['input']!r:.60}"
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        value = "too long a number"
+    return f"{key} is {value}: {found['msg']}"

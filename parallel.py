@@ -220,10 +220,17 @@ def remember(folder: Path) -> None:
         note.write_text(str(folder.absolute()), encoding="utf-8")
 
 
-def remembered() -> str | None:
-    """Where an earlier attempt of this training was written: torchrun starts anew what failed."""
+def remembered(settled: str) -> str | None:
+    """Where an earlier attempt of this training was written: torchrun starts anew what failed.
+
+    Args:
+        settled: a file of that folder; without it there is nothing to go on with.
+    """
     note = _note()
-    return note.read_text(encoding="utf-8") if note and note.is_file() else None
+    if note is None or not note.is_file():
+        return None
+    folder = note.read_text(encoding="utf-8")
+    return folder if (Path(folder) / settled).is_file() else None
 
 
 def _note() -> Path | None:

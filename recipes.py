@@ -65,12 +65,15 @@ class Recipe:
         Raises:
             ValueError: in one line, a key that is unknown or missing, or a value out of its range.
         """
+        known = cls.__dataclass_fields__
+        unknown = [str(key) for key in recipe if key not in known]
+        if unknown:
+            name = " ".join(unknown[0].splitlines())
+            raise ValueError(f"{name} is unknown; known are {', '.join(known)}")
         try:
-            return cls(**{str(key): value for key, value in recipe.items()})
+            return cls(**recipe)
         except ValidationError as error:
-            known = f"; known are {', '.join(cls.__dataclass_fields__)}"
-            text = first_of(error)
-            raise ValueError(text + known * text.endswith("is unknown")) from None
+            raise ValueError(first_of(error)) from None
 
     def fitted(self, images: int, given: bool) -> "Recipe":
         """With batches that so many images fill; smaller ones only where none were given.

@@ -23,6 +23,7 @@ from torch import nn
 
 from errors import Error, UsageError
 from parallel import ALONE, Team
+from support import files
 from support.files import CheckpointError, load_weights, read_checkpoint, read_json, write_file
 from support.history import History
 from support.settings import NAME, InUseError, RunError, read
@@ -35,17 +36,19 @@ class StorageError(Error, OSError):
 class Run:
     """A run's folder, open for writing until the end of a `with`.
 
+    One that does not write belongs to a process beside the one that does.
     Where `resume_command` is given, an error that ends the `with` is told with it: how to go on.
     """
 
     SETTINGS, RESULTS, LOG, LOCK = NAME, "results.json", "train.log", ".lock"
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self.folder, self.writes = folder, writes
         self.resume_command = ""
         self._lock = filelock.FileLock(folder / self.LOCK)
         try:
-            self._lock.acquire(timeout=0)
+            if writes:
+                self._lock.acquire(timeout=0)
         except filelock.Timeout:
             raise InUseError(f"{folder} is in use: another process trains this run") from None
 
@@ -89,7 +92,8 @@ class Run:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         try:
-            if not self.resume_command or not (self.folder / self.SETTINGS).is_file():
+            begun = (self.folder / self.SETTINGS).is_file()
+            if not self.resume_command or not begun or not self.writes:
                 return
             if isinstance(error, OSError):
                 raise StorageError(
@@ -110,6 +114,8 @@ class Run:
 
     def log(self, line: str = "") -> None:
         """Prints the line and adds it to train.log."""
+        if not self.writes:
+            return
         print(line, flush=True)
         with open(self.folder / self.LOG, "a", encoding="utf-8", errors="replace") as file:
             file.write(line + "\n")
@@ -123,11 +129,12 @@ class Run:
 
     def write(self, name: str, content: str | bytes) -> Path:
         """Writes a whole file of the run; returns its path."""
-        return write_file(self.folder / name, content)
+        return write_file(self.folder / name, content) if self.writes else self.folder / name
 
     def remove(self, name: str) -> None:
         """Deletes a file of the run, if it is there."""
-        (self.folder / name).unlink(missing_ok=True)
+        if self.writes:
+            (self.folder / name).unlink(missing_ok=True)
 
     def write_json(self, name: str, value: object) -> Path:
         """Writes a value of dicts, lists, strings and numbers as indented JSON."""
@@ -148,28 +155,8 @@ class Run:
         return self.write(name, buffer.getvalue())
 
 
-class Onlooker(Run):
-    """The run, to the processes of a team that write nothing."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def log(self, line: str = "") -> None:
-        """Nothing: the first process says it."""
-
-    def write(self, name: str, content: str | bytes) -> Path:
-        """Nothing: the first process writes it."""
-        return self.folder / name
-
-    def remove(self, name: str) -> None:
-        """Nothing: the first process removes it."""
-
-
 def begin(folder: Path | None, output_dir: str | Path, name: str, team: Team) -> Run:
-    """The run's folder, open for writing: a new one, or `folder` to go on in.
+    """The run's folder: a new one, or `folder` to go on in; open for the team's first process.
 
     Raises:
         OSError, RunError: as Run.create and Run.reopen.
@@ -178,12 +165,7 @@ def begin(folder: Path | None, output_dir: str | Path, name: str, team: Team) ->
     if team.first:
         run = Run.reopen(folder) if folder else Run.create(output_dir, name)
     where = team.once(lambda: run.folder)
-    return run or Onlooker(where)
-
-
-def started_before(folder: str | None) -> str | None:
-    """The folder of torchrun's earlier attempt, if that came so far that it can be gone on with."""
-    return folder if folder and (Path(folder) / Run.SETTINGS).is_file() else None
+    return run or Run(where, writes=False)
 
 
 def is_finished(folder: Path) -> bool:
@@ -266,11 +248,7 @@ class State:
             self.history.rows = rows
             self.history.summary()  # fails where a column is missing
             self.optimizer.load_state_dict(checkpoint["optimizer"])
-            for parameter, state in self.optimizer.state.items():
-                for name, value in state.items():
-                    shape = tuple(getattr(value, "shape", ()))
-                    if shape not in ((), tuple(parameter.shape)):
-                        raise ValueError(f"the optimizer's {name} is {shape}")
+            files.check_state(self.optimizer)
             self.scheduler.load_state_dict(checkpoint["scheduler"])
             if self.scheduler.last_epoch != len(rows) * self.steps:  # it counts steps
                 raise ValueError(f"a schedule at step {self.scheduler.last_epoch}")

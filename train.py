@@ -49,13 +49,13 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
     # 1. What is trained, and how: asked for, unless flags or the run to go on with say it.
     folder, before = None, {}
     if args.resume is None:
-        args.resume = team.once(runs.started_before, parallel.remembered())
+        args.resume = team.once(parallel.remembered, runs.Run.SETTINGS)
     if args.resume is not None:
         folder, before = team.once(runs.unfinished, args.resume, args.output_dir)
         args = flags.resumed(folder, before.get("arguments"), arguments)
         network = networks.load_network(model_files.of_run(folder, before, args.model))
     else:
-        args.model, args.epochs = team.once(choose, args)
+        args.model, args.epochs = team.once(flags.choose, args)
         network = networks.load_network(args.model)
     recipe = flags.recipe_of(args, network)
     device = network.fitting(utils.Device.pick(args.device))
@@ -191,23 +191,6 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
         run.write_json("results.json", history.summary() | results)
         if stopped is not None:
             raise stopped
-
-
-def choose(args: argparse.Namespace) -> tuple[str, int]:
-    """The model and the epochs: as the flags say, or asked for."""
-    model, epochs = args.model, args.epochs
-    if model is None:
-        print("Networks for CIFAR-10:")
-        for number in ("1", "2", "3"):
-            network = networks.load_network(number)
-            print(
-                f"  {number}  {network.build.__name__}  {network.parameters:>9,} parameters, target "
-                f"{network.recipe.target_accuracy:g} % within {network.recipe.target_epochs} epochs"
-            )
-        model = str(cli.ask("Which model?", "2", networks.load_network).file)
-    if epochs is None:
-        epochs = 1 if args.dry_run else cli.ask("How many epochs?", "20", cli.parse_epochs)
-    return model, epochs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

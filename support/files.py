@@ -114,5 +114,14 @@ def load_weights(model: nn.Module, path: str | Path, read: dict | None = None) -
     model.load_state_dict(weights)
 
 
+def check_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raises ValueError where the state of a parameter has another shape than the parameter."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            shape = tuple(getattr(value, "shape", ()))
+            if shape not in ((), tuple(parameter.shape)):
+                raise ValueError(f"the optimizer's {name} is {shape}")
+
+
 def _shape(value: object) -> tuple[int, ...] | str:
     return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"

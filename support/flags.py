@@ -4,6 +4,7 @@ import argparse
 import ast
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -87,6 +88,24 @@ def parser() -> cli.ArgumentParser:
         "folder: the newest unfinished run of --output-dir)",
     )
     return flags
+
+
+def choose(args: argparse.Namespace) -> tuple[str, int]:
+    """The model and the epochs: as the flags say, or asked for."""
+    model, epochs = args.model, args.epochs
+    if model is None:
+        print("Networks for CIFAR-10:")
+        for number in ("1", "2", "3"):
+            network = networks.load_network(number)
+            name, recipe = network.build.__name__, network.recipe
+            print(
+                f"  {number}  {name}  {network.parameters:>9,} parameters, target "
+                f"{recipe.target_accuracy:g} % within {recipe.target_epochs} epochs"
+            )
+        model = str(cli.ask("Which model?", "2", networks.load_network).file)
+    if epochs is None:
+        epochs = 1 if args.dry_run else cli.ask("How many epochs?", "20", cli.parse_epochs)
+    return model, epochs
 
 
 def recipe_of(args: argparse.Namespace, network: networks.Network) -> Recipe:
@@ -184,6 +203,7 @@ def recipe_entry(text: str) -> tuple[str, object]:
     if key == "teacher" and value:
         return key, stored_path(value if Path(value).exists() else HERE / value)
     try:
-        return key, ast.literal_eval(value)
+        with warnings.catch_warnings(action="ignore"):  # of what only resembles Python
+            return key, ast.literal_eval(value)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return key, value

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from torchvision.datasets import CIFAR10 as Official
 
@@ -49,6 +50,13 @@ class Small(nn.Module):
 _BUFFER = io.BytesIO()
 Image.new("RGB", (1, 1)).save(_BUFFER, "PNG")
 PIXEL = _BUFFER.getvalue()
+
+
+# The same inputs in every run, on any machine, and nothing kept on disk.
+settings.register_profile(
+    "repeatable", derandomize=True, database=None, deadline=None, max_examples=40
+)
+settings.load_profile("repeatable")
 
 
 def pytest_configure() -> None:

@@ -32,7 +32,7 @@ import train
 import utils
 from errors import UsageError
 from parallel import Team
-from support import files
+from support import files, flags
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -153,16 +153,16 @@ def started(exact, tmp_path) -> Callable:
         if plan:
             stop.write_text(plan)
         output = tmp_path / f"{size}-{optimizer}"
-        flags = ["--epochs", 2, "--output-dir", output] if resume is None else ["--resume", resume]
-        flags += ["--dry-run", "--device", "cpu", "--model", model, *arguments]
-        flags = [str(flag) for flag in flags]
+        line = ["--epochs", 2, "--output-dir", output] if resume is None else ["--resume", resume]
+        line += ["--dry-run", "--device", "cpu", "--model", model, *arguments]
+        line = [str(each) for each in line]
         if size == 1:
-            assert train.main(flags) == 0
+            assert train.main(line) == 0
             ended = []
         else:
             folder = tmp_path / f"torchrun-{output.name}"
             folder.mkdir(exist_ok=True)
-            ended = run_team(lambda: train.main(flags), size, folder, **others)
+            ended = run_team(lambda: train.main(line), size, folder, **others)
         folders = sorted(output.glob("*")) if resume is None else [resume]
         return ended, folders[-1] if folders else None
 
@@ -314,7 +314,7 @@ def test_questions_are_asked_once_and_the_answers_are_everybodys(tmp_path):
         sys.stdin = io.StringIO("3\n7\n" if os.environ["RANK"] == "0" else "")
         args = argparse.Namespace(model=None, epochs=None, dry_run=False)
         with parallel.join() as team:
-            model, epochs = team.once(train.choose, args)
+            model, epochs = team.once(flags.choose, args)
             assert (Path(model).name, epochs) == ("model_3.py", 7)
 
     ended = run_team(work, 2, tmp_path)
@@ -382,7 +382,8 @@ def test_two_machines_lose_a_process_and_end_as_one_alone(started, tmp_path):
         port = free.getsockname()[1]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
-        "--max-restarts", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test",
+        "--max-restarts", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}",
+        "--rdzv-id", "test", "--monitor-interval", "0.1",
         str(tmp_path / "exact.py"), "--dry-run", "--device", "cpu", "--epochs", "2", "--model",
         str(tmp_path / "plain.py"), "--output-dir", str(tmp_path / "two"),
     ]  # fmt: skip
