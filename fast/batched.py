@@ -153,7 +153,7 @@ class Affine(Step):
             along_rows = torch.addcmul(constant[:, None], by_y[:, None], rows)[:, :, None]
             torch.add(along_rows, (by_x[:, None] * columns)[:, None, :], out=grid[..., axis])
         # Outside the image grid_sample sees zeros: shift the colours so that zero is the fill.
-        fill = _constant(self.fill, torch.float32, images.device)
+        fill = per_channel(self.fill, torch.float32, images.device)
         moved = F.grid_sample(images.float().sub_(fill), grid, align_corners=False)
         # A mean of grey levels needs no clamp. Through int32, because PyTorch has vector code for
         # either half of the way, none for the whole.
@@ -199,7 +199,7 @@ class CoarseDropout(Step):
         inside = (down[:, :, :, None] & across[:, :, None, :]).any(dim=1, keepdim=True)
         inside = inside.to(torch.uint8)
         # Arithmetic, because torch.where is slow for uint8 on the CPU.
-        return images * (1 - inside) + _constant(self.fill, torch.uint8, images.device) * inside
+        return images * (1 - inside) + per_channel(self.fill, torch.uint8, images.device) * inside
 
 
 BORDERS = {  # by OpenCV's number, numpy's name
@@ -230,7 +230,7 @@ class PadIfNeeded(Step):
         if self.border_mode != cv2.BORDER_CONSTANT:
             return padded
         inside = (rows >= 0)[:, None] & (columns >= 0)
-        return torch.where(inside, padded, _constant(self.fill, torch.uint8, images.device))
+        return torch.where(inside, padded, per_channel(self.fill, torch.uint8, images.device))
 
     def _source(self, images: Tensor, dimension: int, wanted: int, far_side: str) -> Tensor:
         """Which of the input's rows (or columns) each of the output's shows; -1: the fill."""
@@ -422,15 +422,15 @@ class BatchedTransform:
             else:
                 applied = (random.uniform((0.0, 1.0), count) < step.p)[rows]
                 images = _where(applied, step.apply, images, images, *drawn)
-        mean = _constant(self.mean, torch.float32, images.device)
-        scale = _constant(self.scale, torch.float32, images.device)
+        mean = per_channel(self.mean, torch.float32, images.device)
+        scale = per_channel(self.scale, torch.float32, images.device)
         # Number format first, layout after: both at once is slower on the CPU.
         normalised = images.float().sub_(mean).mul_(scale).to(dtype)
         return normalised.contiguous(memory_format=memory_format)
 
 
 @functools.cache
-def _constant(values: Triple, dtype: torch.dtype, device: torch.device) -> Tensor:
+def per_channel(values: Triple, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A value a channel, (1, 3, 1, 1), brought to the device once; uint8 cuts fractions off."""
     with torch.inference_mode(False):  # else the first use in a test would mark it for good
         kept = [int(value) if dtype == torch.uint8 else value for value in values]

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 # The quintic of Jordan et al.: it brings singular values between about 0.7 and 1.2 in few steps,
 # faster than the classical one brings them to 1. Three steps are enough here, as in airbench.
@@ -24,6 +25,8 @@ EPSILON = 1e-7  # a gradient of zeros stays zero
 
 def orthogonalize(matrices: Tensor, steps: int = STEPS) -> Tensor:
     """Brings the singular values of each matrix towards 1 and leaves its directions alone.
+
+    A matrix of a single row has one, which becomes 1 at once.
 
     Args:
         matrices: float (N, rows, columns); computed in their dtype.
@@ -36,10 +39,37 @@ def orthogonalize(matrices: Tensor, steps: int = STEPS) -> Tensor:
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices  # so that the products below are the small ones
     x = x / (x.norm(dim=(1, 2), keepdim=True) + EPSILON)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    if matrices.shape[1] == 1:
+        return x
+    for _ in range(steps):  # x becomes (a + b (x x') + c (x x')^2) x, a sum with each product
+        gram = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if tall else x
+
+
+def _stacks(
+    alike: list[list[Tensor]], channel_groups: int, dtype: torch.dtype | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Room for filters as matrices, one stack for all filters of one shape.
+
+    Returns:
+        The stacks, (N, rows, columns) of any contents, a matrix for each filter's group of
+        channels; and each filter's place in them, a view of its own shape and layout. In what
+        order a layout has a matrix's columns does not matter to its singular values.
+    """
+    stacks, places = [], []
+    for filters in alike:
+        first = filters[0]
+        shape = (len(filters) * len(first), *first.shape[1:])
+        layout = torch.contiguous_format if first.is_contiguous() else torch.channels_last
+        exact = dtype is None or len(first) == channel_groups  # single rows, which need little
+        options = {"dtype": first.dtype if exact else dtype, "device": first.device}
+        bank = torch.empty(shape, memory_format=layout, **options)
+        places += bank.split(len(first))
+        rows = bank if first.is_contiguous() else bank.permute(0, 2, 3, 1)
+        stacks.append(rows.reshape(len(filters) * channel_groups, -1, first[0].numel()))
+    return stacks, places
 
 
 class Muon(torch.optim.Optimizer):
@@ -97,35 +127,57 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            step = self._step_filters if group["channel_groups"] else self._step_other
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    step(parameter, group)
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                step = self._step_filters if group["channel_groups"] else self._step_others
+                step(parameters, group)
         return loss
 
-    def _nesterov(self, parameter: Tensor, gradient: Tensor, momentum: float) -> Tensor:
-        """The gradient with momentum, as torch.optim.SGD(nesterov=True) computes it."""
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        buffer = state["momentum_buffer"].mul_(momentum).add_(gradient)
-        return gradient.add(buffer, alpha=momentum)
+    def _buffers(self, parameters: list[Tensor]) -> list[Tensor]:
+        """Their momenta, at first zero."""
+        for parameter in parameters:
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
 
-    def _step_filters(self, parameter: Tensor, group: dict) -> None:
-        channel_groups = group["channel_groups"]
-        rows = len(parameter) // channel_groups
-        update = self._nesterov(parameter, parameter.grad, group["momentum"])
-        matrices = update.reshape(channel_groups, rows, -1)
-        if rows == 1:  # the orthogonal matrix nearest to a row is the row at length 1
-            step = matrices / (matrices.norm(dim=2, keepdim=True) + EPSILON)
-        else:
-            step = orthogonalize(matrices.to(self.dtype)).to(parameter.dtype)
-        parameter.sub_(group["lr"] * step.reshape(parameter.shape))
-        norms = parameter.reshape(channel_groups, -1).norm(dim=1)
-        scales = (rows**0.5 / (norms + EPSILON)).repeat_interleave(rows)
-        parameter.mul_(scales.view(-1, 1, 1, 1))
+    def _step_filters(self, parameters: list[Tensor], group: dict) -> None:
+        channel_groups, momentum = group["channel_groups"], group["momentum"]
+        by_shape: dict[tuple, list[Tensor]] = {}
+        for parameter in parameters:
+            key = (parameter.shape, parameter.is_contiguous(), parameter.dtype)
+            by_shape.setdefault(key, []).append(parameter)
+        alike = list(by_shape.values())
+        parameters = [parameter for filters in alike for parameter in filters]
 
-    def _step_other(self, parameter: Tensor, group: dict) -> None:
-        gradient = parameter.grad.add(parameter, alpha=group["weight_decay"])
-        update = self._nesterov(parameter, gradient, group["momentum"])
-        parameter.sub_(group["lr"] * update)
+        # Nesterov's momentum, as torch.optim.SGD computes it.
+        gradients, buffers = [p.grad for p in parameters], self._buffers(parameters)
+        torch._foreach_mul_(buffers, momentum)
+        torch._foreach_add_(buffers, gradients)
+        updates = torch._foreach_add(gradients, buffers, alpha=momentum)
+
+        stacks, places = _stacks(alike, channel_groups)
+        steps, step_places = _stacks(alike, channel_groups, self.dtype)
+        torch._foreach_copy_(places, parameters)
+        torch._foreach_copy_(step_places, updates)
+        for matrices, step in zip(stacks, steps, strict=True):
+            matrices.sub_(orthogonalize(step), alpha=group["lr"])
+        norms = [matrices.norm(dim=(1, 2), keepdim=True) for matrices in stacks]
+        torch._foreach_add_(norms, EPSILON)
+        torch._foreach_div_(norms, [matrices.shape[1] ** 0.5 for matrices in stacks])
+        for matrices, norm in zip(stacks, norms, strict=True):
+            matrices.div_(norm)
+        torch._foreach_copy_(parameters, places)
+
+    def _step_others(self, parameters: list[Tensor], group: dict) -> None:
+        sgd(
+            parameters,
+            [parameter.grad for parameter in parameters],
+            self._buffers(parameters),
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=0.0,
+            nesterov=True,
+            maximize=False,
+            fused=parameters[0].device.type in ("cuda", "cpu"),
+        )

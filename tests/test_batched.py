@@ -10,6 +10,8 @@ from scipy import stats
 
 import utils
 from fast.batched import BatchedTransform, Random, UnknownTransformError, read
+from fast.loader import BatchedLoader
+from support import launches
 from tools.validate_transforms import check_agreement
 
 FILL = (125, 122, 115)
@@ -302,3 +304,59 @@ def test_number_format_and_layout_of_the_result(sample):
 def test_what_has_no_batched_form_is_named(steps, cause):
     with pytest.raises(UnknownTransformError, match=cause):
         BatchedTransform.from_compose(A.Compose(steps))
+
+
+# ---------------------------------------------------------------- the loader
+
+
+def loader_of(sample, transform: A.Compose, images: int, batch_size: int) -> BatchedLoader:
+    """Shuffled batches on the CPU, in float32."""
+    device = utils.Device(torch.device("cpu"))
+    data = sample.train_images[:images], sample.train_labels[:images]
+    return utils.make_loader(*data, transform, batch_size, device, shuffle=True, seed=3)
+
+
+OWN = utils.train_transform((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
+PLAIN = utils.test_transform((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_batches_are_drawn_one_after_the_other_from_the_epoch_s_seed(together, sample):
+    """On the CPU singly, on a GPU several at once: what is drawn together says this reference."""
+    loader = loader_of(sample, OWN, 90, 20)
+    assert loader.together == 1
+    loader.together = together
+    for epoch in (1, 2):
+        loader.sampler.set_epoch(epoch)
+        batches, seeds = loader.sampler.draw()
+        generator = torch.Generator().manual_seed(seeds[0])
+        transform = BatchedTransform.from_compose(OWN)
+        wanted = []
+        for first in range(0, 5, together):
+            index = np.concatenate(batches[first : first + together])
+            wanted.append(transform(planar(sample.train_images[index]), generator))
+        images, labels = zip(*loader, strict=True)
+        assert [len(each) for each in images] == [len(each) for each in labels] == [20] * 4 + [10]
+        assert torch.equal(torch.cat(images), torch.cat(wanted))
+        order = np.concatenate(batches)
+        np.testing.assert_array_equal(torch.cat(labels), sample.train_labels[order])
+
+
+@pytest.mark.parametrize("together", [2, 5, 100])
+@pytest.mark.parametrize(("images", "sizes"), [(60, [20] * 3), (61, [20, 20, 21]), (7, [7])])
+def test_batches_made_together_are_those_made_singly(images, sizes, together, sample):
+    """Where nothing is drawn; last batches of every kind: whole, of one more, alone."""
+    loader = loader_of(sample, PLAIN, images, 20)
+    singly = list(loader)
+    loader.together = together
+    at_once = list(loader)
+    assert [len(labels) for _, labels in at_once] == sizes
+    torch.testing.assert_close(at_once, singly, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("batch_size", "together"), [(256, 16), (2048, 2), (5000, 1)])
+def test_a_gpu_makes_batches_of_4096_images_together(batch_size, together, sample):
+    with launches.imagined_gpu() as device:
+        data = sample.train_images, sample.train_labels
+        loader = utils.make_loader(*data, OWN, batch_size, device, shuffle=True)
+        assert loader.together == together

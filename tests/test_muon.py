@@ -1,4 +1,4 @@
-"""Muon against the singular value decomposition, torch's SGD, and torch's own Muon."""
+"""Muon against its plain form, the singular value decomposition, torch's SGD and torch's Muon."""
 
 import copy
 
@@ -104,6 +104,156 @@ def test_the_rest_steps_as_torchs_sgd_does():
             stepper.step()
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine, other)
+
+
+class Plain(muon.Muon):
+    """The same, a parameter after the other and an operation after the other."""
+
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    with torch.no_grad():
+                        self.move(parameter, group)
+
+    def move(self, parameter: torch.Tensor, group: dict) -> None:
+        gradient, state = parameter.grad, self.state[parameter]
+        if not group["channel_groups"]:
+            gradient = gradient + group["weight_decay"] * parameter
+        before = state.get("momentum_buffer", torch.zeros_like(parameter))
+        state["momentum_buffer"] = group["momentum"] * before + gradient
+        update = gradient + group["momentum"] * state["momentum_buffer"]
+        if not group["channel_groups"]:
+            parameter -= group["lr"] * update
+            return
+        for matrix, change in zip(
+            parameter.chunk(group["channel_groups"]),
+            update.chunk(group["channel_groups"]),
+            strict=True,
+        ):
+            step = self.orthogonal(change.reshape(len(change), -1)).view(change.shape)
+            matrix -= group["lr"] * step
+            matrix *= len(matrix) ** 0.5 / (matrix.norm() + 1e-7)
+
+    def orthogonal(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) == 1:
+            return x / (x.norm() + 1e-7)
+        x = x.to(self.dtype)
+        x = x / (x.norm() + 1e-7)
+        for _ in range(3):
+            square = x @ x.T
+            x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+        return x.float()
+
+
+class Mixed(nn.Module):
+    """Filters of one shape and of several, in groups, single rows; biases; what is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same = nn.Sequential(*(nn.Conv2d(8, 8, 3, bias=number == 1) for number in range(3)))
+        self.others = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 6, 1), nn.Conv2d(8, 8, (3, 1))
+        )
+        self.grouped = nn.Sequential(*(nn.Conv2d(8, 8, 3, groups=4) for _ in range(2)))
+        self.depthwise = nn.Sequential(*(nn.Conv2d(8, 8, 3, groups=8) for _ in range(2)))
+        self.wide = nn.Conv2d(8, 16, 3, groups=8)  # as many groups, two rows each
+        self.norm, self.linear = nn.BatchNorm2d(8), nn.Linear(8, 5)
+        self.frozen, self.unused = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.frozen.requires_grad_(False)
+
+
+def pair(build, layout=torch.contiguous_format, dtype=torch.float32) -> list[tuple]:
+    """[model and its optimizer, ...], ours and the plain one, from the same weights."""
+    torch.manual_seed(1)
+    model = build().to(memory_format=layout)
+    rest = (0.1, 0.2, 0.6, 0.8, 0.3, dtype)
+    return [
+        (each, kind(each, *rest))
+        for each, kind in ((model, muon.Muon), (copy.deepcopy(model), Plain))
+    ]
+
+
+def give_gradients(model: nn.Module, seed: int) -> None:
+    """Random ones in the weights' layout; none for what is frozen or unused."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        drawn = torch.randn(parameter.shape, generator=generator)
+        if parameter.requires_grad and "unused" not in name:
+            parameter.grad = torch.empty_like(parameter).copy_(drawn)
+
+
+@pytest.mark.parametrize(
+    ("build", "layout"),
+    [(Mixed, torch.contiguous_format)]
+    + [(each, torch.channels_last) for each in (Mixed, CNN_Model_1, CNN_Model_2, CNN_Model_3)],
+)
+def test_weights_and_momenta_are_those_of_the_plain_form(build, layout):
+    """Over three steps, in which a schedule moves the rates of every group in its own way."""
+    (ours, fast), (theirs, plain) = pair(build, layout)
+    before = copy.deepcopy(theirs.state_dict())
+    for number in range(3):
+        for place, groups in enumerate(zip(fast.param_groups, plain.param_groups, strict=True)):
+            for group in groups:
+                group["lr"] *= 1 - 0.1 * place
+        for model, optimizer in ((ours, fast), (theirs, plain)):
+            give_gradients(model, number)
+            optimizer.step()
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-4, atol=2e-6)
+    momenta, wanted = fast.state_dict()["state"], plain.state_dict()["state"]
+    torch.testing.assert_close(momenta, wanted, rtol=1e-5, atol=1e-6)
+    moved = {name for name, value in ours.state_dict().items() if not value.equal(before[name])}
+    assert moved == {
+        name for name, _ in ours.named_parameters() if not name.startswith(("frozen", "unused"))
+    }
+
+
+@pytest.mark.parametrize("network", [CNN_Model_2, CNN_Model_3])
+def test_in_bf16_it_is_as_near_to_float32_as_the_plain_form(network):
+    _, (exact, plain) = pair(network)
+    give_gradients(exact, 0)
+    plain.step()
+    distances = []
+    for model, optimizer in pair(network, dtype=torch.bfloat16):
+        give_gradients(model, 0)
+        optimizer.step()
+        couples = zip(model.parameters(), exact.parameters(), strict=True)
+        distances.append([(mine - right).norm() / right.norm() for mine, right in couples])
+    for ours, theirs in zip(*distances, strict=True):
+        assert ours <= 1.1 * theirs + 1e-6
+    assert max(distances[0]) > 1e-4  # it does compute in bf16
+
+
+def test_gradients_and_momenta_in_another_layout_are_taken_by_their_meaning():
+    """A resumed run may have another layout than the one that saved the momenta."""
+    (ours, fast), (theirs, plain) = pair(Mixed, torch.channels_last)
+    for number in range(2):
+        for model, optimizer in ((ours, fast), (theirs, plain)):
+            give_gradients(model, number)
+            optimizer.step()
+        for parameter in ours.parameters():
+            if parameter.grad is not None:
+                state = fast.state[parameter]
+                state["momentum_buffer"] = state["momentum_buffer"].contiguous()
+    give_gradients(theirs, 5)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        mine.grad = None if other.grad is None else other.grad.contiguous()
+    fast.step()
+    plain.step()
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-4, atol=2e-6)
+
+
+def test_a_state_that_the_plain_form_saved_goes_on(tmp_path):
+    (ours, fast), (theirs, plain) = pair(Mixed, torch.channels_last)
+    give_gradients(theirs, 0)
+    plain.step()
+    torch.save(plain.state_dict(), tmp_path / "state.pt")
+    ours.load_state_dict(theirs.state_dict())
+    fast.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for model, optimizer in ((ours, fast), (theirs, plain)):
+        give_gradients(model, 1)
+        optimizer.step()
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-4, atol=2e-6)
 
 
 def test_the_state_continues_where_it_was_saved(sample):

@@ -6,9 +6,10 @@
 tools/ways.py holds the ways, which train the same network in the batches of its recipe. Each epoch
 runs in a process of its own, started from the command line as its user would start it, after a few
 batches to warm up. It counts whole; the seconds until a first batch is there are given apart, too.
-Then: the share of the device's own matrix-product rate that ours reaches; the standard transform
-alone, on one core; and with --parts what each part of ours is worth, by leaving it out. The images
-are those of data/sample, repeated: speed does not depend on them.
+Then: the share of the device's own matrix-product rate that ours reaches; the operations that a
+step of ours launches on a GPU, counted without one; the standard transform alone, on one core; and
+with --parts what each part of ours is worth, by leaving it out. The images are those of
+data/sample, repeated: speed does not depend on them.
 """
 
 import argparse
@@ -35,7 +36,7 @@ import runs
 import utils
 from fast.batched import BatchedTransform, UnknownTransformError
 from networks import Network
-from support import provenance
+from support import launches, provenance
 from support.files import HERE
 from tools.ways import KINDS, PARTS, WAYS, repeated_sample
 
@@ -194,6 +195,11 @@ def report(results: dict) -> str:
         for name, row in rows.items():
             median, low, high = (f"{row[key]:,.{digits}f}" for key in ("median", "min", "max"))
             lines.append(f"   {name:<22}{median:>9}  ({low} to {high})")
+    counts = results.get("launches", {})  # none in older files
+    if counts:
+        lines.append(f"Operations that a step of {results['batch_size']:,} launches on a GPU")
+        for part, count in (counts | {"together": sum(counts.values())}).items():
+            lines.append(f"   {part:<22}{count:>9,.0f}")
     return "\n".join(lines)
 
 
@@ -240,6 +246,7 @@ def bench(args: argparse.Namespace) -> None:
             "repetitions": args.repetitions,
             **figures(turns, mflop_per_image(network)),
             "transform": bench_transform(device.where, size, args.repetitions),
+            "launches": launches.of_a_step(network),
             **provenance.environment(),
         }
         run.log(report(results))
