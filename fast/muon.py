@@ -26,7 +26,7 @@ EPSILON = 1e-7  # a gradient of zeros stays zero
 def orthogonalize(matrices: Tensor, steps: int = STEPS) -> Tensor:
     """Brings the singular values of each matrix towards 1 and leaves its directions alone.
 
-    A matrix of a single row has one, which becomes 1 at once.
+    A matrix of a single row or column has one, which becomes 1 at once.
 
     Args:
         matrices: float (N, rows, columns); computed in their dtype.
@@ -39,8 +39,8 @@ def orthogonalize(matrices: Tensor, steps: int = STEPS) -> Tensor:
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices  # so that the products below are the small ones
     x = x / (x.norm(dim=(1, 2), keepdim=True) + EPSILON)
-    if matrices.shape[1] == 1:
-        return x
+    if x.shape[1] == 1:
+        return x.mT if tall else x
     for _ in range(steps):  # x becomes (a + b (x x') + c (x x')^2) x, a sum with each product
         gram = torch.bmm(x, x.mT)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)

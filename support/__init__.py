@@ -3,8 +3,10 @@
 - files: files that are there whole or not at all;
 - flags: the command line of train.py, stored and read again;
 - history: an epoch's line, a run's table;
+- launches: the operations of a training step, counted on a GPU that is only imagined;
 - meter: sums of an epoch, and the progress bar;
 - model_files: whatever somebody's model file may hold, tried out;
+- process: signals and streams around a command line;
 - provenance: which code made a run;
 - settings: settings.json read, and what going on with a run refuses;
 - workers: the well-known loader, image by image in processes.

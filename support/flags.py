@@ -3,6 +3,7 @@
 import argparse
 import ast
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -201,7 +202,7 @@ def recipe_entry(text: str) -> tuple[str, object]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r:.60} is not KEY=VALUE")
     if key == "teacher" and value:
-        return key, stored_path(value if Path(value).exists() else HERE / value)
+        return key, stored_path(value if os.path.exists(value) else HERE / value)
     try:
         with warnings.catch_warnings(action="ignore"):  # of what only resembles Python
             return key, ast.literal_eval(value)

@@ -59,7 +59,8 @@ def sums(monkeypatch) -> list[Tensor]:
     seen = []
 
     def read(meter: utils.Meter) -> utils.Metrics:
-        seen.append(meter.sums)
+        if meter.title == "train":  # an evaluation adds up on the CPU what it has gathered
+            seen.append(meter.sums)
         return utils.Metrics(0.0, 0.0)
 
     monkeypatch.setattr(utils.Meter, "read", read)
@@ -105,7 +106,7 @@ def epoch(
     assert len(states) >= len(list(model.parameters()))
     for tensor in (*model.parameters(), *model.buffers(), *states, *sums):
         assert tensor.is_cuda
-    assert len(sums) >= 2  # a reading for each loader, and twice a second
+    assert sums
     # The pictures are drawn from these.
     assert evaluation.logits.device == evaluation.labels.device == torch.device("cpu")
 
