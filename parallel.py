@@ -10,6 +10,7 @@ DistributedDataParallel averages their gradients. The first process alone asks, 
 import contextlib
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -177,9 +178,39 @@ def join() -> Iterator[Team]:
             silence = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(silence))
         with _told():
-            dist.init_process_group(timeout=PATIENCE)
+            store = _meet(team, _store(PATIENCE))
+            dist.init_process_group(
+                store=store, rank=team.rank, world_size=team.size, timeout=PATIENCE
+            )
         yield team
         dist.destroy_process_group()  # after an error it could wait for the others in vain
+
+
+def _meet(team: Team, store: dist.TCPStore) -> dist.Store:
+    """A part of the store that only the processes of this attempt know.
+
+    torchrun keeps its store for the next attempt (PyTorch 2.14), where the addresses of the dead
+    would be taken for those of the living. So each process asks by a name that nobody had before,
+    until the first one, which may answer to the dead as well, has heard from all the living.
+    """
+    if team.first:
+        name, missing = uuid.uuid4().hex, set(range(1, team.size))
+        end = time.monotonic() + PATIENCE.total_seconds()
+        while missing:
+            for rank in missing:
+                if store.check([f"asks/{rank}"]):
+                    store.set(f"answer/{store.get(f'asks/{rank}').decode()}", name)
+            missing = {rank for rank in missing if not store.check([f"{name}/{rank}"])}
+            if time.monotonic() > end:
+                raise LostProcessError(f"{MISSING} (process {min(missing)} did not come)")
+            time.sleep(0.01)
+        store.set("attempt", name)
+    else:
+        mine = uuid.uuid4().hex
+        store.set(f"asks/{team.rank}", mine)
+        name = store.get(f"answer/{mine}").decode()  # waits
+        store.set(f"{name}/{team.rank}", "")
+    return dist.PrefixStore(name, store)
 
 
 def device_index(kind: str, devices: int) -> int:
@@ -207,10 +238,13 @@ def first_to_tell(line: str) -> bool:
     """
     store = _store()
     with contextlib.suppress(RuntimeError):
-        if store is None or line.startswith((MISSING, "interrupted")):
-            return store is None or store.add("told", 1) == 1
-        store.add("told", 1)
-        return store.add("told/" + line, 1) == 1
+        if store is None:
+            return True
+        told = "told/" + (store.get("attempt").decode() if store.check(["attempt"]) else "")
+        before = store.add(told, 1) - 1
+        if line.startswith((MISSING, "interrupted")):
+            return not before
+        return store.add(f"{told}/{line}", 1) == 1
     return True
 
 
@@ -239,13 +273,13 @@ def _note() -> Path | None:
     return Path(error_file).parents[2] / "cifar10_run" if error_file else None
 
 
-def _store() -> dist.TCPStore | None:
+def _store(patience: timedelta = timedelta(seconds=10)) -> dist.TCPStore | None:
     """torchrun's own memory, which all processes share; None without torchrun."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     with contextlib.suppress(RuntimeError):  # torchrun itself is gone
-        return dist.TCPStore(*where, is_master=False, timeout=timedelta(seconds=10))
+        return dist.TCPStore(*where, is_master=False, timeout=patience)
     return None
 
 

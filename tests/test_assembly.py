@@ -53,7 +53,7 @@ def caught(monkeypatch, no_pictures) -> Caught:
         found.epochs.append(epoch)
 
         class Watched:
-            dataset = loader.dataset
+            dataset, sampler = loader.dataset, loader.sampler
 
             def __iter__(self):
                 for batch in loader:
@@ -64,7 +64,7 @@ def caught(monkeypatch, no_pictures) -> Caught:
         rest = (criterion, optimizer, scheduler, scaler, device, clip_norm, teacher)
         return real_train(model, Watched(), *rest)
 
-    def watched(model, loader, device, title="test") -> utils.Evaluation:
+    def watched(model, loader, device, title="test", *team) -> utils.Evaluation:
         weights = {name: value.clone() for name, value in model.state_dict().items()}
         found.evaluations.append((title, loader, device, weights))
         return real_evaluate(model, loader, device, title)
@@ -232,7 +232,7 @@ def scripted(monkeypatch):
     """Evaluations find these accuracies, one after the other."""
     real, script = utils.evaluate, []
 
-    def found(model, loader, device, title="test") -> utils.Evaluation:
+    def found(model, loader, device, title="test", *team) -> utils.Evaluation:
         result = real(model, loader, device, title)
         return result._replace(accuracy=script.pop(0))
 

@@ -94,10 +94,10 @@ class Ended(NamedTuple):
 
 
 def run_team(
-    work: Callable[[], int | None], size: int, folder: Path, attempt: int = 0
+    work: Callable[[], int | None], size: int, folder: Path, attempt: int = 0, store=None
 ) -> list[Ended]:
     """Runs the work in `size` processes as torchrun starts them; returns how each ended."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = store or dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
     def begin(rank: int) -> None:
         os.environ |= {
@@ -304,7 +304,8 @@ def test_what_one_gathers_comes_in_the_order_of_turns(tmp_path):
 )
 def test_an_error_is_told_once(arguments, status, said, started):
     ended, _ = started(3, *arguments)
-    assert status in {each.status for each in ended} <= {status, 143}, ended
+    # The others may find it themselves, miss the one that did, or get torchrun's signal.
+    assert status in {each.status for each in ended} <= {status, 1, 143}, ended
     (line,) = "".join(each.err for each in ended).strip().splitlines()
     assert said in line
 
@@ -339,11 +340,13 @@ def test_a_signal_leaves_a_run_that_goes_on_with_any_number(started):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_after_a_kill_the_next_attempt_goes_on_by_itself(rank, started):
     _, whole = started(1)
-    ended, folder = started(2, plan=f"{rank} 9 {int(signal.SIGKILL)}")
+    # torchrun keeps its store: what the dead have left there must not be taken for the living's.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ended, folder = started(2, plan=f"{rank} 9 {int(signal.SIGKILL)}", store=store)
     assert ended[rank].status == -signal.SIGKILL
     assert ended[1 - rank].status in (1, 143), ended  # torchrun's signal comes soon, or at once
     assert "".join(each.err for each in ended).count("train.py: ") == 1
-    ended, again = started(2, attempt=1)
+    ended, again = started(2, attempt=1, store=store)
     assert [each.status for each in ended] == [0, 0], ended
     assert again == folder
     assert_same(folder, whole)

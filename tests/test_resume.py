@@ -470,10 +470,10 @@ def test_ctrl_c_in_the_last_evaluation_reports_and_says_how_to_go_on(
     arguments = (*flags(network, tmp_path / "cut"), "--val-split", 100)
     evaluate = utils.evaluate
 
-    def interrupted(model, loader, device, split: str) -> utils.Evaluation:
+    def interrupted(model, loader, device, split: str, *team) -> utils.Evaluation:
         if split == "test":
             raise KeyboardInterrupt
-        return evaluate(model, loader, device, split)
+        return evaluate(model, loader, device, split, *team)
 
     with monkeypatch.context() as context:
         context.setattr(utils, "evaluate", interrupted)
