@@ -1,5 +1,7 @@
 """tools/bench and tools/minutes: what they run and how they report; no figure is a test's."""
 
+import argparse
+import contextlib
 import io
 import itertools
 import json
@@ -26,7 +28,7 @@ import plots
 import utils
 from fast import cpu
 from support import workers
-from tests.conftest import SMALL_NETWORK, call_main
+from tests.conftest import PIXEL, SMALL_NETWORK, call_main
 from tools import bench, minutes, usual, ways
 
 CPU = utils.Device.pick("cpu")
@@ -248,11 +250,73 @@ def test_ours_loads_an_augmentation_without_a_batched_form(net, monkeypatch):
 # ---------------------------------------------------------------- the command
 
 
+def test_a_process_of_its_own_answers_with_an_epoch_s_figures(net):
+    """A real one; the other ways, and what is made of their answers, are called in this process."""
+    answer = bench.measure("ours", networks.load_network(str(net)), CPU, 256)
+    assert set(answer) == {"images_per_second", "start_seconds", "matmul_gflops"}
+    assert all(0 < value < math.inf for value in answer.values())
+
+
+class Served:
+    """In place of a process: the command line that it is started with, called in this one."""
+
+    commands: list[list[str]]
+
+    def __init__(self, command: list[str], **options: object) -> None:
+        assert command[:3] == [sys.executable, "-m", "tools.bench"]
+        assert options["cwd"] == bench.HERE
+        self.commands.append(command[3:])
+        self.pid = 2**22 + 1  # nobody's: beyond what a process can have
+
+    def __enter__(self) -> "Served":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        pass
+
+    def communicate(self) -> tuple[str, None]:
+        arguments = bench_parser(self.commands[-1])
+        answers = io.StringIO()
+        with contextlib.redirect_stdout(answers), contextlib.redirect_stderr(io.StringIO()):
+            bench.serve(arguments)
+        return answers.getvalue(), None
+
+    def kill(self) -> None:
+        pass
+
+
+def bench_parser(arguments: list[str]) -> argparse.Namespace:
+    """What the command line makes of them."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.cli, "run", lambda parser, *_: found.append(parser) or 0)
+        bench.main([])
+    return found[0].parse_args(arguments)
+
+
 def test_the_whole_command(net, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "TRANSFORM_IMAGES", 100)
-    arguments = ["--model", net, "--device", "cpu", "--images", 256, "--repetitions", 1]
-    status, out, _ = call_main(bench.main, capsys, [*arguments, "--output-dir", tmp_path / "out"])
-    assert status == 0
+    monkeypatch.setattr(bench, "MATRIX_SIDE", 64)
+    monkeypatch.setattr(workers, "default_workers", lambda: 0)
+    monkeypatch.setattr(
+        ways,
+        "DataLoader",
+        lambda *a, **k: torch.utils.data.DataLoader(*a, **k | {"num_workers": 0}),
+    )
+    for name in ("keep_freed_memory", "speed_up"):  # which some parts replace, for good
+        monkeypatch.setattr(cpu, name, getattr(cpu, name))
+    monkeypatch.setattr(bench, "subprocess", SimpleNamespace(Popen=Served, PIPE=subprocess.PIPE))
+    monkeypatch.setattr(Served, "commands", [], raising=False)
+    drawn = []
+    monkeypatch.setattr(plots, "png", lambda figure: drawn.append(figure) or PIXEL)
+    arguments = ["--model", net, "--device", "cpu", "--images", 256, "--repetitions", 2, "--parts"]
+    status, out, error = call_main(
+        bench.main, capsys, [*arguments, "--output-dir", tmp_path / "out"]
+    )
+    assert (status, error) == (0, "")
+    flags = ["--images", "256", "--model", str(net), "--device", "cpu"]
+    assert Served.commands == [["--way", kind, *flags] for kind in ways.KINDS] * 2  # in turns
+    assert len(drawn) == 1
     (folder,) = (tmp_path / "out").iterdir()
     assert sorted(path.name for path in folder.glob("[!.]*")) == [
         "bench.json",
@@ -262,10 +326,14 @@ def test_the_whole_command(net, tmp_path, capsys, monkeypatch):
     results = json.loads((folder / "bench.json").read_text())
     assert results["network"] == "Net"
     assert list(results["images_per_second"]) == list(ways.WAYS)
+    assert list(results["parts"]) == list(ways.PARTS)
+    assert (results["images"], results["repetitions"], results["batch_size"]) == (256, 2, 128)
     for values in (
         *results["images_per_second"].values(),
         *results["start_seconds"].values(),
         results["share_percent"],
+        *results["parts"].values(),
+        *(form for forms in results["transform"].values() for form in forms.values()),
     ):
         assert 0 < values["min"] <= values["median"] <= values["max"] < math.inf
     assert "Standard transform alone" in out
@@ -472,17 +540,19 @@ def folders(tmp_path):
         ("fast", ["--bench", "--bench-for", "usual"], ["12.50 minutes", "ours  85", "ratio 12.50"]),
     ],
 )
-def test_minutes_to_the_target(ours, options, lines, folders, capsys):
+def test_minutes_to_the_target(ours, options, lines, folders, capsys, monkeypatch):
     if "--bench" in options:
         options = ["--bench", folders / "bench.json", *options[1:]]
     picture = folders / "minutes.png"
+    if ours != "weak":  # one of them is drawn; test_tool_pictures.py looks at the figure
+        monkeypatch.setattr(plots, "png", lambda _: PIXEL)
     arguments = [folders / "slow", folders / ours, "--output", picture, *options]
     status, out, _ = call_main(minutes.main, capsys, arguments)
     assert status == 0
     for line in lines:
         assert line in out
     assert ("ratio" in out) == (ours != "weak")
-    assert white_edge(picture.read_bytes())
+    assert ours != "weak" or white_edge(picture.read_bytes())
 
 
 def test_minutes_says_in_the_picture_whose_seconds_they_are(folders, capsys, monkeypatch):
