@@ -25,6 +25,7 @@ from PIL import Image
 
 import networks
 import plots
+import recipes
 import utils
 from fast import cpu
 from support import workers
@@ -212,6 +213,55 @@ def test_every_way_trains(name, net, monkeypatch):
         assert not torch.equal(parameter, old)
 
 
+def test_the_images_are_the_sample_over_and_over(sample):
+    images, labels = ways.repeated_sample(2300)
+    assert np.array_equal(images, np.concatenate([sample.train_images] * 3)[:2300])
+    assert np.array_equal(labels, np.concatenate([sample.train_labels] * 3)[:2300])
+
+
+@pytest.mark.parametrize("name", ways.WAYS)
+def test_every_way_smooths_labels_as_the_recipe_says(name, net, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        torch.nn, "CrossEntropyLoss", lambda **options: asked.append(options) or None
+    )
+    net.write_text(NET.replace("batch_size=128", "batch_size=128, label_smoothing=0.1"))
+    ways.WAYS[name](networks.load_network(str(net)), CPU, 256)
+    assert asked == [{"label_smoothing": 0.1}]
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "steps"),
+    [
+        ("usual", 5, ["HorizontalFlip", "Affine", "CoarseDropout", "Normalize", "ToTensorV2"]),
+        ("torchvision", 2, ["RandomCrop", "RandomHorizontalFlip", "ToTensor", "Normalize"]),
+    ],
+)
+def test_textbook_ways_load_as_their_authors_do(name, processes, steps, net, monkeypatch):
+    loaded, epochs = [], []
+    monkeypatch.setattr(ways, "DataLoader", lambda *a, **k: loaded.append((*a, k)))
+    monkeypatch.setattr(workers, "default_workers", lambda: 5)
+    train_transform = recipes.Recipe.train_transform
+
+    def augmentation(recipe: recipes.Recipe, *stats: object) -> A.Compose:
+        epochs.append(stats[2])
+        return train_transform(recipe, *stats)
+
+    monkeypatch.setattr(recipes.Recipe, "train_transform", augmentation)
+    ways.WAYS[name](networks.load_network(str(net)), CPU, 256)
+    ((dataset, size, options),) = loaded
+    assert (len(dataset), size, options["shuffle"]) == (256, 128, True)
+    assert options["num_workers"] == processes
+    transform = dataset.transform
+    if name == "usual":
+        transform = transform.args[0]
+        assert epochs == [ways.EPOCHS]
+    assert [type(step).__name__ for step in transform.transforms] == steps
+    if name == "torchvision":
+        crop = transform.transforms[0]
+        assert (crop.size, crop.padding) == ((32, 32), 4)
+
+
 @pytest.mark.parametrize("part", ways.PARTS)
 def test_what_is_left_out_is_left_out(part, net, monkeypatch):
     calls, trained = [], []
@@ -309,13 +359,13 @@ def test_the_whole_command(net, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Served, "commands", [], raising=False)
     drawn = []
     monkeypatch.setattr(plots, "png", lambda figure: drawn.append(figure) or PIXEL)
-    arguments = ["--model", net, "--device", "cpu", "--images", 256, "--repetitions", 2, "--parts"]
+    arguments = ["--model", net, "--device", "cpu", "--images", 300, "--repetitions", 1, "--parts"]
     status, out, error = call_main(
         bench.main, capsys, [*arguments, "--output-dir", tmp_path / "out"]
     )
     assert (status, error) == (0, "")
-    flags = ["--images", "256", "--model", str(net), "--device", "cpu"]
-    assert Served.commands == [["--way", kind, *flags] for kind in ways.KINDS] * 2  # in turns
+    flags = ["--images", "300", "--model", str(net), "--device", "cpu"]
+    assert Served.commands == [["--way", kind, *flags] for kind in ways.KINDS]
     assert len(drawn) == 1
     (folder,) = (tmp_path / "out").iterdir()
     assert sorted(path.name for path in folder.glob("[!.]*")) == [
@@ -327,7 +377,7 @@ def test_the_whole_command(net, tmp_path, capsys, monkeypatch):
     assert results["network"] == "Net"
     assert list(results["images_per_second"]) == list(ways.WAYS)
     assert list(results["parts"]) == list(ways.PARTS)
-    assert (results["images"], results["repetitions"], results["batch_size"]) == (256, 2, 128)
+    assert (results["images"], results["repetitions"], results["batch_size"]) == (300, 1, 128)
     for values in (
         *results["images_per_second"].values(),
         *results["start_seconds"].values(),
@@ -337,6 +387,27 @@ def test_the_whole_command(net, tmp_path, capsys, monkeypatch):
     ):
         assert 0 < values["min"] <= values["median"] <= values["max"] < math.inf
     assert "Standard transform alone" in out
+
+
+@pytest.mark.parametrize(("parts", "kinds"), [([], ways.WAYS), (["--parts"], ways.KINDS)])
+def test_the_kinds_take_turns(parts, kinds, net, tmp_path, capsys, monkeypatch):
+    calls = []
+
+    def measure(kind, _network, _device, images: int) -> dict[str, float]:
+        calls.append((kind, images))
+        return {"images_per_second": len(calls), "start_seconds": 1.0, "matmul_gflops": 2.0}
+
+    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(bench, "bench_transform", lambda *_: TRANSFORM)
+    monkeypatch.setattr(bench, "picture", lambda *_: PIXEL)
+    arguments = ["--model", net, "--device", "cpu", "--images", 700, "--repetitions", 3, *parts]
+    assert call_main(bench.main, capsys, [*arguments, "--output-dir", tmp_path / "out"])[0] == 0
+    assert calls == [(kind, 700) for kind in kinds] * 3
+    (file,) = (tmp_path / "out").glob("*/bench.json")
+    speeds = json.loads(file.read_text())["images_per_second"]
+    first, step = 1 + list(kinds).index("ours"), len(kinds)
+    wanted = {"median": first + step, "min": first, "max": first + 2 * step}
+    assert speeds["ours"] == wanted
 
 
 def fake_python(path: Path, script: str) -> str:
@@ -485,6 +556,71 @@ def test_usual_makes_no_folder_of_one_that_is_not_there(begun, tmp_path, capsys)
     status, _, error = call_main(usual.main, capsys, [*common, "--resume", tmp_path / "gone"])
     assert (status, error.count("\n")) == (2, 1)
     assert not (tmp_path / "gone").exists()
+
+
+def test_usual_trains_by_the_textbook():
+    """Two steps of gradient descent on one weight by hand, the second at half the rate."""
+    model = torch.nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0], [0.0]]))
+    batches = [
+        (torch.tensor([[2.0]]), torch.tensor([1])),
+        (torch.tensor([[-1.0], [-1.0]]), torch.tensor([1, 1])),
+    ]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.8)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    found = usual.run_epoch(model, batches, torch.nn.CrossEntropyLoss(), optimizer, scheduler)
+    weights, losses = np.array([1.0, 0.0]), []
+    for x, rate in ((2.0, 0.8), (-1.0, 0.4)):
+        shares = np.exp(weights * x) / np.exp(weights * x).sum()
+        losses.append(-np.log(shares[1]))
+        weights -= rate * x * (shares - [0, 1])
+    np.testing.assert_allclose(model.weight.detach().numpy()[:, 0], weights, rtol=1e-5)
+    assert found.loss == pytest.approx((losses[0] + 2 * losses[1]) / 3, rel=1e-5)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2)
+
+
+def test_usual_trains_on_the_training_images_and_evaluates_on_the_others(
+    net, tmp_path, capsys, monkeypatch, sample
+):
+    """A clock that only the epochs move: 5 s of training, 2 s of evaluation."""
+    clock, seen, augmented = SimpleNamespace(now=0.0), [], []
+
+    def run_epoch(model, loader, criterion, optimizer=None, scheduler=None) -> utils.Metrics:
+        clock.now += 2 if optimizer is None else 5
+        images = loader.dataset.images
+        kinds = [type(step).__name__ for step in loader.dataset.transform.args[0].transforms]
+        seen.append((optimizer is not None, images, kinds[0], torch.initial_seed()))
+        return utils.Metrics(1.0, 30.0) if optimizer is None else utils.Metrics(2.0, 20.0)
+
+    train_transform = recipes.Recipe.train_transform
+
+    def augmentation(recipe: recipes.Recipe, mean, std, epochs: int) -> A.Compose:
+        augmented.append((mean, std, epochs))
+        return train_transform(recipe, mean, std, epochs)
+
+    monkeypatch.setattr(usual, "run_epoch", run_epoch)
+    monkeypatch.setattr(usual.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(workers, "default_workers", lambda: 0)
+    monkeypatch.setattr(recipes.Recipe, "train_transform", augmentation)
+    net.write_text(NET + "PUBLISHED = dict(RECIPE)\n")
+    arguments = ["--model", net, "--dry-run", "--device", "cpu", "--epochs", 2, "--seed", 3]
+    status, _, _ = call_main(usual.main, capsys, [*arguments, "--output-dir", tmp_path / "out"])
+    assert status == 0
+    assert augmented == [(*utils.channel_stats(sample.train_images), 2)]
+    assert [trains for trains, *_ in seen] == [True, False] * 2
+    for trains, images, first, _ in seen:
+        assert np.array_equal(images, sample.train_images if trains else sample.test_images)
+        assert first == ("HorizontalFlip" if trains else "Normalize")
+    assert seen[0][3] != seen[2][3]  # each epoch draws anew
+    (log,) = (tmp_path / "out").glob("*/log.csv")
+    header, *rows = (line.split(",") for line in log.read_text().splitlines())
+    for row in rows:
+        values = dict(zip(header, map(float, row), strict=True))
+        assert (values["train_seconds"], values["test_seconds"]) == (5, 2)
+        assert (values["train_loss"], values["test_loss"]) == (2, 1)
+        assert (values["train_acc"], values["test_acc"]) == (20, 30)
+    assert len(rows) == 2
 
 
 def test_usual_evaluates_without_an_optimizer(sample):
