@@ -8,11 +8,13 @@ DistributedDataParallel averages their gradients. The first process alone asks, 
 """
 
 import contextlib
+import itertools
 import os
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -38,6 +40,8 @@ class Team:
 
     rank: int = 0
     size: int = 1
+    store: dist.Store | None = None
+    calls: Iterator[int] = field(default_factory=itertools.count)  # the same in all of them
 
     @property
     def first(self) -> bool:
@@ -81,6 +85,7 @@ class Team:
                 answer[0] = work(*arguments)
             except (Exception, SystemExit) as error:
                 answer[1] = error
+        self._wait_for(1 if self.first else 0, 1)  # a question may stay unanswered for long
         with _told():
             dist.broadcast_object_list(answer)
         if answer[1] is not None:
@@ -89,12 +94,19 @@ class Team:
 
     def once_a_machine(self, work: Callable, *arguments: object) -> object:
         """Does the work in every process; in one of each machine before the others."""
-        leader = os.environ.get("LOCAL_RANK", "0") == "0"
+        leader = os.environ.get("LOCAL_RANK", "0") == "0" or self.size == 1
         done = work(*arguments) if leader else None
         if self.size > 1:
-            with _told():
-                dist.barrier()
+            self._wait_for(int(leader), int(os.environ["GROUP_WORLD_SIZE"]))
         return done if leader else work(*arguments)
+
+    def _wait_for(self, arrived: int, wanted: int) -> None:
+        """Until so many have arrived, however long; torchrun ends the wait where one has failed."""
+        with _told():
+            key = f"call {next(self.calls)}"
+            self.store.add(key, arrived)
+            while self.store.add(key, 0) < wanted:
+                time.sleep(0.02)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
@@ -124,17 +136,21 @@ class Team:
         on_gpu = device.type == "cuda"
         if on_gpu:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        # Static: a network of somebody's own may hold parameters that it does not use.
-        options = {"forward_sync_buffers": False, "static_graph": True}
+        # A network of somebody's own may use some of its parameters never, or not in every step.
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True")
+        options = {"forward_sync_buffers": False, "find_unused_parameters": True}
         return DistributedDataParallel(model, [device] if on_gpu else None, **options)
 
     @torch.no_grad()
     def agree(self, model: nn.Module) -> None:
-        """Brings running statistics (BatchNorm's), each process's own, to their mean."""
+        """Brings BatchNorm's running statistics to their mean, all other buffers to the first's."""
         if self.size > 1:
-            for buffer in model.buffers():
-                if buffer.is_floating_point():
+            for name, buffer in model.named_buffers():
+                if name.endswith(("running_mean", "running_var")):
                     buffer.copy_(self.sum(buffer.clone()) / self.size)
+                else:
+                    with _told():
+                        dist.broadcast(buffer, 0)
 
     def after(self, stop: BaseException) -> tuple["Team", BaseException]:
         """Who reports a training that was stopped, and what stopped it.
@@ -169,32 +185,41 @@ def join() -> Iterator[Team]:
     Raises:
         LostProcessError: the others did not come.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not _by_torchrun():
         yield ALONE
         return
-    team = Team(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    with _told():
+        store = _meet(rank, size, _store(PATIENCE))
+        dist.init_process_group(store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    yield Team(rank, size, store)
+    dist.destroy_process_group()  # after an error it could wait for the others in vain
+
+
+@contextlib.contextmanager
+def one_voice() -> Iterator[None]:
+    """Within it no process but torchrun's first prints."""
     with contextlib.ExitStack() as stack:
-        if not team.first:  # no line twice
+        if _by_torchrun() and os.environ["RANK"] != "0":
             silence = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(silence))
-        with _told():
-            store = _meet(team, _store(PATIENCE))
-            dist.init_process_group(
-                store=store, rank=team.rank, world_size=team.size, timeout=PATIENCE
-            )
-        yield team
-        dist.destroy_process_group()  # after an error it could wait for the others in vain
+        yield
 
 
-def _meet(team: Team, store: dist.TCPStore) -> dist.Store:
+def _by_torchrun() -> bool:
+    needed = ("TORCHELASTIC_RUN_ID", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return all(name in os.environ for name in needed)
+
+
+def _meet(own: int, size: int, store: dist.TCPStore) -> dist.Store:
     """A part of the store that only the processes of this attempt know.
 
     torchrun keeps its store for the next attempt (PyTorch 2.14), where the addresses of the dead
     would be taken for those of the living. So each process asks by a name that nobody had before,
     until the first one, which may answer to the dead as well, has heard from all the living.
     """
-    if team.first:
-        name, missing = uuid.uuid4().hex, set(range(1, team.size))
+    if own == 0:
+        name, missing = uuid.uuid4().hex, set(range(1, size))
         end = time.monotonic() + PATIENCE.total_seconds()
         while missing:
             for rank in missing:
@@ -207,9 +232,9 @@ def _meet(team: Team, store: dist.TCPStore) -> dist.Store:
         store.set("attempt", name)
     else:
         mine = uuid.uuid4().hex
-        store.set(f"asks/{team.rank}", mine)
+        store.set(f"asks/{own}", mine)
         name = store.get(f"answer/{mine}").decode()  # waits
-        store.set(f"{name}/{team.rank}", "")
+        store.set(f"{name}/{own}", "")
     return dist.PrefixStore(name, store)
 
 
@@ -254,7 +279,7 @@ def remember(folder: Path) -> None:
         note.write_text(str(folder.absolute()), encoding="utf-8")
 
 
-def remembered(settled: str) -> str | None:
+def remembered(settled: str) -> Path | None:
     """Where an earlier attempt of this training was written: torchrun starts anew what failed.
 
     Args:
@@ -263,8 +288,13 @@ def remembered(settled: str) -> str | None:
     note = _note()
     if note is None or not note.is_file():
         return None
-    folder = note.read_text(encoding="utf-8")
-    return folder if (Path(folder) / settled).is_file() else None
+    folder = Path(note.read_text(encoding="utf-8"))
+    return folder if (folder / settled).is_file() else None
+
+
+def answers() -> bool:
+    """Whether somebody may be there to answer questions: not when torchrun starts anew."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
 
 
 def _note() -> Path | None:
@@ -275,7 +305,7 @@ def _note() -> Path | None:
 
 def _store(patience: timedelta = timedelta(seconds=10)) -> dist.TCPStore | None:
     """torchrun's own memory, which all processes share; None without torchrun."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not _by_torchrun():
         return None
     where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     with contextlib.suppress(RuntimeError):  # torchrun itself is gone

@@ -48,8 +48,10 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
     """
     # 1. What is trained, and how: asked for, unless flags or the run to go on with say it.
     folder, before = None, {}
-    if args.resume is None:
-        args.resume = team.once(parallel.remembered, runs.Run.SETTINGS)
+    if again := team.once(parallel.remembered, runs.Run.SETTINGS):  # torchrun's next attempt
+        if runs.is_finished(again):
+            return
+        args.resume = str(again)
     if args.resume is not None:
         folder, before = team.once(runs.unfinished, args.resume, args.output_dir)
         args = flags.resumed(folder, before.get("arguments"), arguments)
@@ -200,7 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with parallel.join() as team:
             train(args, arguments, team)
 
-    return cli.run(flags.parser(), work, arguments)
+    with parallel.one_voice():
+        return cli.run(flags.parser(), work, arguments)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import cli
 import networks
+import parallel
 from errors import UsageError
 from recipes import Recipe
 from support.files import HERE, stored_path
@@ -92,8 +93,17 @@ def parser() -> cli.ArgumentParser:
 
 
 def choose(args: argparse.Namespace) -> tuple[str, int]:
-    """The model and the epochs: as the flags say, or asked for."""
+    """The model and the epochs: as the flags say, or asked for.
+
+    Raises:
+        UsageError: nobody is there to answer.
+    """
     model, epochs = args.model, args.epochs
+    if not parallel.answers() and (model is None or (epochs is None and not args.dry_run)):
+        raise UsageError(
+            "torchrun has started this anew, and what was answered is lost; give --model and "
+            "--epochs"
+        )
     if model is None:
         print("Networks for CIFAR-10:")
         for number in ("1", "2", "3"):

@@ -105,6 +105,7 @@ def run_team(
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(size),
             "LOCAL_WORLD_SIZE": str(size),
+            "GROUP_WORLD_SIZE": "1",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(store.port),
             "TORCHELASTIC_RUN_ID": "test",
@@ -267,14 +268,29 @@ def test_a_training_does_not_depend_on_the_number_of_processes(optimizer, starte
         assert (results["final_loss"], results["final_accuracy"]) == (one.loss, one.accuracy)
 
 
+def test_a_layer_that_only_some_steps_use_is_trained(started, monkeypatch):
+    now_and_then = (
+        "        if self.batches % 2:\n            x = x + self.unused.bias[:, None, None]\n"
+    )
+    network = NETWORK.replace(
+        "        return self.linear", now_and_then + "        return self.linear"
+    )
+    monkeypatch.setattr(sys.modules[__name__], "NETWORK", network)
+    ended, folder = started(2)
+    assert [(each.status, each.err) for each in ended] == [(0, "")] * 2
+    assert weights(folder)["unused.weight"].abs().sum() > 0
+
+
 def test_running_statistics_become_the_mean_of_all(tmp_path):
     def work() -> None:
         with parallel.join() as team:
-            norm = nn.BatchNorm2d(2)
-            norm.running_mean += torch.tensor([1.0, 10.0]) * (team.rank + 1)
-            team.agree(norm)
-            assert norm.running_mean.tolist() == [2.0, 20.0]
-            assert norm.num_batches_tracked == 0
+            network = nn.Sequential(nn.BatchNorm2d(2))
+            network[0].running_mean += torch.tensor([1.0, 10.0]) * (team.rank + 1)
+            network.register_buffer("mask", torch.tensor([3e38, float(team.rank)]))
+            team.agree(network)
+            assert network[0].running_mean.tolist() == [2.0, 20.0]
+            assert network[0].num_batches_tracked == 0
+            assert torch.equal(network.mask, torch.tensor([3e38, 0.0]))  # the first one's
 
     assert [each.status for each in run_team(work, 3, tmp_path)] == [0, 0, 0]
 
@@ -322,6 +338,40 @@ def test_questions_are_asked_once_and_the_answers_are_everybodys(tmp_path):
     assert [each.status for each in ended] == [0, 0]
     assert ended[0].out.count("Which model?") == 1
     assert ended[1].out == ""
+
+
+def test_whoever_asks_may_wait_longer_than_for_a_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "PATIENCE", timedelta(seconds=1))
+
+    def work() -> None:
+        with parallel.join() as team:
+            assert team.once(lambda: time.sleep(2.5) or "answer") == "answer"
+            turns = []
+            team.once_a_machine(lambda: (turns.append(1), team.first and time.sleep(2.5)))
+            assert turns == [1]
+
+    assert [each.status for each in run_team(work, 2, tmp_path)] == [0, 0]
+
+
+def test_a_next_attempt_asks_nobody_and_repeats_nothing(started, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    with pytest.raises(UsageError, match="started this anew, and what was answered is lost"):
+        flags.choose(argparse.Namespace(model=None, epochs=None, dry_run=False))
+    ended, folder = started(2)
+    assert [each.status for each in ended] == [0, 0]
+    log = (folder / "train.log").read_text()
+    ended, again = started(2, attempt=1)
+    assert [each.status for each in ended] == [0, 0]
+    assert (again, (folder / "train.log").read_text()) == (folder, log)
+
+
+def test_help_comes_once_and_half_an_environment_is_none(tmp_path, monkeypatch, capsys):
+    ended = run_team(lambda: train.main(["--help"]), 2, tmp_path)
+    assert [each.out.count("usage: train.py") for each in ended] == [1, 0]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert train.main(["--nonsense"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_signal_leaves_a_run_that_goes_on_with_any_number(started):
