@@ -286,6 +286,7 @@ def test_a_folder_of_pictures(run, own_pictures, sample, capsys, tmp_path, no_fi
     pairs = zip(sample.test_images[:6], sample.test_labels[:6], strict=True)
     known = {image.tobytes(): label for image, label in pairs}
     assert len(known) == 6
+    assert (images.dtype, labels.dtype) == (np.uint8, np.uint8)
     found = zip(images, labels, strict=True)
     assert {image.tobytes(): label for image, label in found} == known
     status, out, error = call(

@@ -1,5 +1,6 @@
 """Recipes, optimizers and schedules against second computations of the same thing."""
 
+import io
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import cli
 import recipes
 import utils
 from model_3 import CNN_Model_3
@@ -202,3 +204,9 @@ def test_a_recipe_names_its_transform(name, steps, sample):
     hole = next(step for step in pipeline.transforms if type(step).__name__ == "CoarseDropout")
     assert hole.p == pytest.approx(0.2)
     assert pipeline(image=sample.train_images[0])["image"].shape == (3, 32, 32)
+
+
+def test_a_wrong_answer_is_explained_and_asked_for_again(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("none\n7\n"))
+    assert cli.ask("How many?", "20", cli.parse_epochs) == 7
+    assert "\n  'none' is not a whole number from 1 to 10000\n" in capsys.readouterr().out

@@ -647,6 +647,7 @@ def test_a_run_without_its_last_checkpoint_does_not_begin_anew(cut, capsys):
     status, _, error = resume(capsys, cut)
     assert status == 2
     assert "last.pt is gone, without which nothing can go on" in error
+    assert "(weights.pt, best.pt, log.csv)" in error
     assert error.count("\n") == 1
     assert {path.name: path.read_bytes() for path in cut.iterdir()} == before
 
