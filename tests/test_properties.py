@@ -46,6 +46,7 @@ from support.history import History, duration
 from support.meter import Meter, Metrics
 from tests import torture
 from tests.conftest import draw_nothing
+from tests.test_recipes import GOOD
 
 CPU = utils.Device(torch.device("cpu"))
 SEEDS = st.integers(0, 2**32 - 1)
@@ -53,15 +54,6 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 # ---------------------------------------------------------------- recipes
 
-GOOD = {
-    "optimizer": "sgd",
-    "lr": 0.1,
-    "weight_decay": 5e-4,
-    "schedule": "onecycle",
-    "batch_size": 256,
-    "target_accuracy": 85.0,
-    "target_epochs": 60,
-}
 # The ranges once more: lowest, highest, and which of the two are left out.
 REAL = {
     "lr": (0, 1e15, "low"),
