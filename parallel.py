@@ -239,7 +239,7 @@ def _meet(own: int, size: int, store: dist.TCPStore) -> dist.Store:
 
 
 def device_index(kind: str, devices: int) -> int:
-    """Which of this machine's devices is this process's.
+    """Which of this machine's devices is this process's; CUDA takes it for the default.
 
     Raises:
         UsageError: there are more processes here than devices.
@@ -250,7 +250,10 @@ def device_index(kind: str, devices: int) -> int:
             f"torchrun started {processes} processes on a machine of {devices} {kind} devices; "
             f"give it --nproc-per-node {devices}, or train.py --device cpu"
         )
-    return int(os.environ.get("LOCAL_RANK", 0))
+    index = int(os.environ.get("LOCAL_RANK", 0))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(index)  # else each process would reserve memory on the first, too
+    return index
 
 
 # ---------------------------------------------------------------- what outlives a process
