@@ -12,7 +12,6 @@ import itertools
 import os
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -125,20 +124,22 @@ class Team:
         longest = max(map(len, everybodys))
         return [each[turn] for turn in range(longest) for each in everybodys if turn < len(each)]
 
-    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+    def wrap(self, model: nn.Module, device: torch.device, uses_all: bool = False) -> nn.Module:
         """The model as it trains: its gradients are the means over all processes.
 
         On CUDA BatchNorm takes its statistics from the whole batch (SyncBatchNorm); on the CPU,
         where PyTorch has no such layer, from each process's part.
+
+        Args:
+            uses_all: every step uses every parameter. A network of somebody's own may not; to look
+                takes time, and PyTorch warns where it was in vain.
         """
         if self.size == 1:
             return model
         on_gpu = device.type == "cuda"
         if on_gpu:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        # A network of somebody's own may use some of its parameters never, or not in every step.
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True")
-        options = {"forward_sync_buffers": False, "find_unused_parameters": True}
+        options = {"forward_sync_buffers": False, "find_unused_parameters": not uses_all}
         return DistributedDataParallel(model, [device] if on_gpu else None, **options)
 
     @torch.no_grad()

@@ -92,7 +92,8 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
     # fp16's small gradients would vanish; bf16's do not, and a disabled scaler does nothing.
     scaler = torch.amp.GradScaler(device.where.type, enabled=device.dtype == torch.float16)
     torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
-    trained_model = team.wrap(model, device.where)
+    ours = network.file.parent in model_files.OUR_FOLDERS  # others the user has to name himself
+    trained_model = team.wrap(model, device.where, uses_all=ours)
 
     def evaluate(split: str, images: np.ndarray, labels: np.ndarray) -> utils.Evaluation:
         ours = team.turns(len(images), utils.TEST_BATCH)
@@ -129,7 +130,6 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
         run_settings.refuse_changes(folder, before, settings)
     with runs.begin(folder, args.output_dir, network.name, team) as run:
         parallel.remember(run.folder)
-        ours = network.file.parent in model_files.OUR_FOLDERS  # others the user has to name himself
         named = [] if ours else ["--model", str(network.file)]
         run.resume_command = shlex.join(["python", "train.py", "--resume", str(run.folder), *named])
         if folder is None:
