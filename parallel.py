@@ -239,8 +239,10 @@ def _meet(own: int, size: int, store: dist.TCPStore) -> dist.Store:
     return dist.PrefixStore(name, store)
 
 
-def device_index(kind: str, devices: int) -> int:
+def device_index(kind: str, devices: int) -> int | None:
     """Which of this machine's devices is this process's; CUDA takes it for the default.
+
+    None where no other process shares the machine: then any may be asked for.
 
     Raises:
         UsageError: there are more processes here than devices.
@@ -251,7 +253,9 @@ def device_index(kind: str, devices: int) -> int:
             f"torchrun started {processes} processes on a machine of {devices} {kind} devices; "
             f"give it --nproc-per-node {devices}, or train.py --device cpu"
         )
-    index = int(os.environ.get("LOCAL_RANK", 0))
+    if processes == 1:
+        return None
+    index = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         torch.cuda.set_device(index)  # else each process would reserve memory on the first, too
     return index

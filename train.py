@@ -96,8 +96,8 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
     trained_model = team.wrap(model, device.where, uses_all=ours)
 
     def evaluate(split: str, images: np.ndarray, labels: np.ndarray) -> utils.Evaluation:
-        ours = team.turns(len(images), utils.TEST_BATCH)
-        images, labels = images[ours], labels[ours]
+        turns = team.turns(len(images), utils.TEST_BATCH)
+        images, labels = images[turns], labels[turns]
         loader = utils.make_loader(images, labels, plain, utils.TEST_BATCH, device.exact)
         return utils.evaluate(model, loader, device, split, team)
 

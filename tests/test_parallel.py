@@ -419,8 +419,12 @@ def test_more_processes_than_devices_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert parallel.device_index("cuda", 4) == 3
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert parallel.device_index("cuda", 4) == 0
     with pytest.raises(UsageError, match="4 processes on a machine of 2 cuda devices; give it"):
         parallel.device_index("cuda", 2)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert parallel.device_index("cuda", 2) is None  # alone: as --device says
 
 
 # ---------------------------------------------------------------- torchrun itself
