@@ -5,6 +5,7 @@ tests start torchrun itself.
 """
 
 import argparse
+import faulthandler
 import io
 import json
 import multiprocessing
@@ -98,8 +99,12 @@ def run_team(
 ) -> list[Ended]:
     """Runs the work in `size` processes as torchrun starts them; returns how each ended."""
     store = store or dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    # None may talk to the store, whose thread takes locks here, before all have been forked.
+    gate, opened = os.pipe()
 
     def begin(rank: int) -> None:
+        os.close(opened)
+        os.read(gate, 1)  # ends when the last writer has closed
         os.environ |= {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -114,6 +119,7 @@ def run_team(
             "TORCHELASTIC_ERROR_FILE": f"{folder}/attempt_{attempt}/{rank}/error.json",
         }
         out, err = ((folder / f"{rank}.{name}").open("w", buffering=1) for name in ("out", "err"))
+        faulthandler.dump_traceback_later(60, file=err)  # where it stood, if it hangs
         with out, err, redirect_stdout(out), redirect_stderr(err):
             status = work()
         os._exit(status or 0)
@@ -122,6 +128,8 @@ def run_team(
     processes = [fork.Process(target=begin, args=(rank,)) for rank in range(size)]
     for process in processes:
         process.start()
+    os.close(opened)
+    os.close(gate)
     end = time.monotonic() + 90
     while any(process.is_alive() for process in processes):
         time.sleep(0.1)
