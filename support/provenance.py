@@ -31,12 +31,17 @@ def environment() -> dict:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changes": (_git("status", "--porcelain", "--untracked-files=no") or "").splitlines(),
     }
+
+
+def processor() -> str:
+    """The CPU's name, as far as it is known."""
+    return torch.cpu.get_capabilities().get("cpu_name") or platform.processor()
 
 
 def _program() -> list[str]:

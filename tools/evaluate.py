@@ -2,6 +2,7 @@
 
     python -m tools.evaluate output/reference/model_2              # a run's folder
     python -m tools.evaluate weights.pt --model 2                  # weights alone
+    python -m tools.evaluate model_2_int8.onnx                     # what tools.export wrote
     python -m tools.evaluate RUN --tta                             # also with flipped images
     python -m tools.evaluate RUN --split val                       # what a --val-split run held out
     python -m tools.evaluate RUN --images FOLDER                   # FOLDER/class/*.png|jpg
@@ -24,18 +25,21 @@ import networks
 import plots
 import runs
 import utils
+from support import provenance
 from tools import pictures
+from tools.exported import Exported
 
 BINS = 15  # of the calibration, as Guo et al. (2017, https://arxiv.org/abs/1706.04599) take
 LABELS = range(len(cifar10.CLASSES))
 
 
-def images_of(args: argparse.Namespace, trained: networks.Trained) -> tuple:
-    """What is evaluated: its name, images uint8 (N, 32, 32, 3) and labels uint8 (N,)."""
-    if args.images is not None:
-        return f"pictures of {args.images}", *pictures.read_folder(args.images)
-    data = cli.load_data(args)
-    if args.split == "test":
+def split_of(data: cifar10.CIFAR10, split: str, trained: networks.Trained | Exported) -> tuple:
+    """The test set, or what the run held out: its name, images uint8 (N, 32, 32, 3), labels (N,).
+
+    Raises:
+        cli.UsageError: nothing says which training images the network has not seen.
+    """
+    if split == "test":
         return "test set", data.test_images, data.test_labels
     held_out = trained.settings.get("val_split")
     if not held_out:
@@ -51,21 +55,54 @@ def images_of(args: argparse.Namespace, trained: networks.Trained) -> tuple:
     return f"{held_out:,} held-out images", data.train_images[out], data.train_labels[out]
 
 
+def images_of(args: argparse.Namespace, trained: networks.Trained | Exported) -> tuple:
+    """What is evaluated, as `split_of`; or the user's own pictures."""
+    if args.images is not None:
+        return f"pictures of {args.images}", *pictures.read_folder(args.images)
+    return split_of(cli.load_data(args), args.split, trained)
+
+
+def stats_of(trained: networks.Trained, data: cifar10.CIFAR10) -> tuple[utils.RGB, utils.RGB]:
+    """Mean and standard deviation of the run's images, or else of all training images."""
+    if trained.transform is not None:
+        return trained.settings["mean"], trained.settings["std"]
+    return utils.channel_stats(data.train_images)
+
+
 def transform_of(trained: networks.Trained, data_dir: str) -> object:
     """The test transform with the stats of the run, or else of all training images."""
     if trained.transform is not None:
         return trained.transform
-    return utils.test_transform(*utils.channel_stats(cifar10.load_cifar10(data_dir).train_images))
+    return utils.test_transform(*stats_of(trained, cifar10.load_cifar10(data_dir)))
+
+
+def load(weights: str | Path, model: str | None) -> networks.Trained | Exported:
+    """A trained network, as networks.load_trained finds it, or an .onnx file's.
+
+    Raises:
+        cli.UsageError: no such network, or it is damaged.
+    """
+    if Path(weights).suffix != ".onnx":
+        return networks.load_trained(weights, model)
+    if model is not None:
+        raise cli.UsageError(f"{weights} holds its network; leave out --model")
+    return Exported(Path(weights))
 
 
 def answers_of(
-    trained: networks.Trained, images: np.ndarray, labels: np.ndarray, args: argparse.Namespace
+    trained: networks.Trained | Exported,
+    images: np.ndarray,
+    labels: np.ndarray,
+    args: argparse.Namespace,
 ) -> np.ndarray:
     """The log-probability of each class, float32 (N, 10).
 
     Raises:
         support.meter.DivergedError: the network answers with NaN.
     """
+    if isinstance(trained, Exported):
+        probabilities = trained(images, "ONNX Runtime")
+        return np.log(probabilities.clip(np.finfo(np.float32).tiny, 1))
     device = trained.source.fitting(utils.Device.pick(args.device)).exact
     transform = transform_of(trained, args.data_dir)
     loader = utils.make_loader(images, labels, transform, utils.TEST_BATCH, device)
@@ -160,8 +197,12 @@ def draw(
 
 def evaluate(args: argparse.Namespace) -> None:
     """Does what the command line asks for."""
-    trained = networks.load_trained(args.weights, args.model)
-    device = utils.Device.pick(args.device)
+    trained = load(args.weights, args.model)
+    how = f"float32 on {utils.Device.pick(args.device)}"
+    if isinstance(trained, Exported):
+        if args.device is not None:
+            raise cli.UsageError("ONNX Runtime computes on the CPU here; leave out --device")
+        how = f"{trained.precision}, ONNX Runtime on {provenance.processor()}"
     name, images, labels = images_of(args, trained)
     answers = answers_of(trained, images, labels, args)
     results = {"weights": str(trained.file), "of": name, **figures(answers, labels)}
@@ -169,7 +210,7 @@ def evaluate(args: argparse.Namespace) -> None:
     with runs.Run.create(args.output_dir, f"evaluate-{trained.name}") as run:
         run.log(
             f"{trained.name}, {trained.file}: {results['top1']:.2f} % of the {name} "
-            f"({hits:,} of {len(labels):,}), float32 on {device}\n"
+            f"({hits:,} of {len(labels):,}), {how}\n"
             f"top-3 {results['top3']:.2f} %, top-5 {results['top5']:.2f} %, loss "
             f"{results['loss']:.4f}, calibration error "
             f"{results['expected_calibration_error']:.2f} %"
@@ -193,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = cli.ArgumentParser(prog="tools.evaluate", description="What trained weights can do.")
     add = parser.add_argument
-    add("weights", type=Path, help="a run's folder, a weights.pt or a checkpoint")
+    add("weights", type=Path, help="a run's folder, a weights.pt, a checkpoint or an .onnx")
     add("--model", help="1, 2, 3 or a model file (default: what the run says)")
     add("--split", choices=("test", "val"), default="test", help="test set, or what a run held out")
     add("--images", type=Path, metavar="FOLDER", help="your own pictures: FOLDER/class/*.png|jpg")

@@ -1,7 +1,7 @@
 """What a trained network takes pictures for.
 
     python -m tools.predict cat.jpg boat.png                       # by model 1 of this repository
-    python -m tools.predict cat.jpg --weights output/RUN
+    python -m tools.predict cat.jpg --weights output/RUN           # or model_3_int8.onnx
 
 A picture is cropped to its central square and made 32x32 pixels: all that the network sees.
 """
@@ -10,26 +10,36 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import cifar10
 import cli
 import networks
 from tools import evaluate, pictures
+from tools.exported import Exported
 
 SHOWN = 3  # classes a picture
+
+
+def probabilities(
+    trained: networks.Trained | Exported, images: list[np.ndarray], args: argparse.Namespace
+) -> np.ndarray:
+    """Of each class, float32 (N, 10), for uint8 images (32, 32, 3)."""
+    if isinstance(trained, Exported):
+        return trained(np.stack(images))
+    transform = evaluate.transform_of(trained, args.data_dir)
+    tensors = torch.stack([transform(image=image)["image"] for image in images])
+    with torch.inference_mode():
+        return trained.network(tensors).softmax(dim=1).numpy()
 
 
 def predict(args: argparse.Namespace) -> None:
     """Prints a line for each picture: the likeliest classes with their probabilities."""
     images = [pictures.read_picture(path) for path in args.images]
-    trained = networks.load_trained(args.weights, args.model)
-    transform = evaluate.transform_of(trained, args.data_dir)
-    tensors = torch.stack([transform(image=image)["image"] for image in images])
-    with torch.inference_mode():
-        probabilities = trained.network(tensors).softmax(dim=1)
-    for path, row in zip(args.images, probabilities, strict=True):
-        likeliest = row.argsort(descending=True)[:SHOWN]
+    trained = evaluate.load(args.weights, args.model)
+    for path, row in zip(args.images, probabilities(trained, images, args), strict=True):
+        likeliest = np.argsort(-row)[:SHOWN]
         print(f"{path}:", ", ".join(f"{cifar10.CLASSES[k]} {row[k]:.1%}" for k in likeliest))
 
 
@@ -38,7 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = cli.ArgumentParser(prog="tools.predict", description="What networks see in pictures.")
     add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE", help="picture files")
-    add("--weights", default="model_1", help="a run's folder, or one of ours by name (model_1)")
+    add(
+        "--weights",
+        default="model_1",
+        help="a run's folder, an .onnx file, or one of ours by name (model_1)",
+    )
     add("--model", help="1, 2, 3 or a model file (default: what the run says)")
     add("--data-dir", default="data", help="where CIFAR-10 lies, for weights without a run (data)")
     return cli.run(parser, predict, arguments)

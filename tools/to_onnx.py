@@ -1,0 +1,214 @@
+"""Trained networks as ONNX graphs: in float32, and in 8-bit integers with calibrated ranges.
+
+A graph is made in two parts. The network itself, from normalised pixels to logits, is exported by
+PyTorch and quantised by ONNX Runtime; `complete` then puts what surrounds it into the same file,
+from pixels as they are to probabilities, which stays float32 in both.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from errors import Error
+from tools.exported import needed
+from utils import RGB
+
+with needed():
+    import onnx
+    import onnxscript  # noqa: F401  (torch.onnx.export asks for it)
+    from onnx import compose, numpy_helper, parser
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+BATCH = 100  # images, while calibrating
+FEW = 4  # channels a group
+FIXED = "its code fixes the number of images in a batch; take it from the tensor's shape"
+
+BEFORE = """
+pixels (uint8[N,32,32,3] images) => (float[N,3,32,32] normalised)
+{
+    raw = Cast<to=1>(images)
+    side = Constant<value_ints=[32, 32, 3]>()
+    scales = Expand(scale, side)
+    shifts = Expand(shift, side)
+    scaled = Mul(raw, scales)
+    shifted = Add(scaled, shifts)
+    normalised = Transpose<perm=[0, 3, 1, 2]>(shifted)
+}"""
+AFTER = """
+answer (float[N,10] logits) => (float[N,10] probabilities)
+{
+    probabilities = Softmax<axis=1>(logits)
+}"""
+
+
+class ExportError(Error, RuntimeError):
+    """A network that cannot be written as ONNX; the message names what stands in the way."""
+
+
+def export(network: nn.Module) -> onnx.ModelProto:
+    """The network in float32, from normalised pixels (N, 3, 32, 32) to logits, for any N.
+
+    Args:
+        network: in eval mode, on the CPU.
+
+    Raises:
+        ExportError: it uses an operator that ONNX does not have, or ties itself to one size of
+            batch, or chooses its way by the values it computes.
+    """
+    batch = ({0: torch.export.Dim("N")},)
+    names = {"input_names": ["normalised"], "output_names": ["logits"]}
+    try:
+        with _quietly():
+            program = torch.onnx.export(
+                network, (torch.zeros(2, 3, 32, 32),), dynamo=True, dynamic_shapes=batch,
+                verbose=False, **names,
+            )  # fmt: skip
+            model = program.model_proto
+    except Exception as error:  # the exporter's own kinds, and whatever a network raises in it
+        raise ExportError(f"{type(network).__name__} cannot be exported: {_why(error)}") from None
+    if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise ExportError(f"{type(network).__name__} cannot be exported: {FIXED}")
+    # Where each node came from in Python: three times the size of a small network.
+    for each in (*model.graph.node, *model.graph.input, *model.graph.output):
+        each.ClearField("metadata_props")
+        each.doc_string = ""
+    for each in (model, model.graph, *model.graph.initializer):
+        each.ClearField("metadata_props")
+    model.graph.ClearField("value_info")
+    return model
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what the exporter and the quantiser tell their developers."""
+    logging.disable(logging.WARNING)
+    try:
+        nowhere = io.StringIO()
+        with (
+            warnings.catch_warnings(action="ignore"),
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _why(error: BaseException) -> str:
+    """One line out of the exporter's many: the operator, or the innermost reason."""
+    reasons = [error]
+    while inner := reasons[-1].__cause__ or reasons[-1].__context__:
+        reasons.append(inner)
+    text = "\n".join(map(str, reasons))
+    if operator := re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", text):
+        return f"ONNX has no operator for {operator[1]}; write that layer in other terms"
+    if "specialized" in text or "ConstraintViolation" in text:
+        return FIXED
+    if "data-dependent" in text.lower():
+        return "its code decides by computed values, which a graph cannot; use torch.where"
+    return " ".join(str(reasons[-1]).split())[:200] or type(reasons[-1]).__name__
+
+
+def quantise(
+    model: onnx.ModelProto, images: np.ndarray, method: str = "MinMax", reduce_range: bool = False
+) -> onnx.ModelProto:
+    """The exported network in 8-bit integers: weights by channel, activations by calibrated range.
+
+    Static quantisation after training, as Krishnamoorthi describes it (2018,
+    https://arxiv.org/abs/1806.08342), written as pairs of QuantizeLinear and DequantizeLinear.
+
+    Args:
+        model: from `export`.
+        images: training images that set the activations' ranges, normalised, float32
+            (N, 3, 32, 32).
+        method: MinMax (all values), Entropy or Percentile (without the rarest).
+        reduce_range: weights in 7 bits, for x86 processors without VNNI, whose 16-bit sums of two
+            products overflow.
+    """
+    batches = iter([{"normalised": images[i : i + BATCH]} for i in range(0, len(images), BATCH)])
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self) -> dict | None:
+            return next(batches, None)
+
+    with tempfile.TemporaryDirectory() as folder, _quietly():
+        prepared, quantised = (Path(folder, f"{name}.onnx") for name in ("prepared", "quantised"))
+        quant_pre_process(model, prepared)
+        wide = onnx.load(prepared)
+        _write_out_narrow_groups(wide)
+        onnx.save(wide, prepared)
+        quantization.quantize_static(
+            prepared,
+            quantised,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=reduce_range,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            calibrate_method=quantization.CalibrationMethod[method],
+        )
+        model = onnx.load(quantised)
+    return model
+
+
+def _write_out_narrow_groups(model: onnx.ModelProto) -> None:
+    """Convolutions with a few channels a group become full ones, with zeros between the groups.
+
+    ONNX Runtime computes group after group, in integers several times slower than all at once:
+    model 1's conv4 (32 groups of 2 channels) took half of the whole network's time. Depthwise
+    convolutions have code of their own there.
+    """
+    weights = {each.name: each for each in model.graph.initializer}
+    for node in model.graph.node:
+        groups = next((each for each in node.attribute if each.name == "group"), None)
+        if node.op_type != "Conv" or groups is None or node.input[1] not in weights:
+            continue
+        narrow = numpy_helper.to_array(weights[node.input[1]])
+        outputs, channels = len(narrow) // groups.i, narrow.shape[1]
+        if groups.i == 1 or not 1 < channels <= FEW:
+            continue
+        full = np.zeros((len(narrow), channels * groups.i, *narrow.shape[2:]), narrow.dtype)
+        for group in range(groups.i):
+            rows = slice(group * outputs, (group + 1) * outputs)
+            full[rows, group * channels : (group + 1) * channels] = narrow[rows]
+        weights[node.input[1]].CopyFrom(numpy_helper.from_array(full, node.input[1]))
+        groups.i = 1
+
+
+def complete(model: onnx.ModelProto, mean: RGB, std: RGB) -> onnx.ModelProto:
+    """The graph with all that surrounds the network: uint8 (N, 32, 32, 3) RGB to probabilities.
+
+    Args:
+        model: from `export` or `quantise`.
+        mean, std: of the training images, as `utils.channel_stats` gives them.
+    """
+    versions = ", ".join(f'"{each.domain}": {each.version}' for each in model.opset_import)
+    head = f"<ir_version: {model.ir_version}, opset_import: [{versions}]>"
+    before, after = (parser.parse_model(head + part) for part in (BEFORE, AFTER))
+    for name, values in (("scale", 1 / (255 * np.array(std))), ("shift", -np.divide(mean, std))):
+        before.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    whole = compose.merge_models(before, model, io_map=[("normalised", "normalised")])
+    whole = compose.merge_models(whole, after, io_map=[("logits", "logits")])
+    whole.graph.doc_string = ""
+    whole.graph.ClearField("value_info")
+    onnx.checker.check_model(whole, full_check=True)
+    return whole
+
+
+def with_metadata(model: onnx.ModelProto, about: dict) -> bytes:
+    """The file's content, with what `Exported.settings` gives back: names and JSON values."""
+    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in about.items()})
+    model.producer_name = "tools.export"
+    return model.SerializeToString()
