@@ -498,10 +498,13 @@ def code_block(page: str) -> str:
     return re.search(r"^```python\n(.*?)^```$", text(page), re.MULTILINE | re.DOTALL)[1]
 
 
-def test_the_readme_s_code_runs(sample):
-    names = {"image": sample.test_images[0]}
+def test_the_readme_s_code_runs(sample, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    names = {"images": torch.from_numpy(sample.test_images)}
     exec(code_block("README.md"), names)
-    assert names["logits"].shape == (1, 10)
+    settings = json.loads((REFERENCE / "model_2" / "settings.json").read_text())
+    found = int((names["probabilities"].argmax(dim=1).numpy() == sample.test_labels).sum())
+    assert found == hits(names["network"], sample.test_images, sample.test_labels, settings)
 
 
 def test_the_accuracy_without_our_loops(sample, monkeypatch, capsys):
