@@ -173,9 +173,21 @@ def no_npm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cifar10, "ARCHIVE_URL", "http://127.0.0.1:9/cifar-10-python.tar.gz")
 
 
+PICTURES = ("curves", "confusion_matrix", "class_accuracy", "misclassified", "augmentations")
+# The same for a process that starts from nothing.
+TRAIN_DRAWING_NOTHING = f"""
+import sys
+import plots
+for name in {PICTURES}:
+    setattr(plots, name, lambda *_: {PIXEL})
+import train
+sys.exit(train.main())
+"""
+
+
 def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of so short a run; test_plots.py looks at the pictures."""
-    for name in ("curves", "confusion_matrix", "class_accuracy", "misclassified", "augmentations"):
+    for name in PICTURES:
         monkeypatch.setattr(plots, name, lambda *_: PIXEL)
 
 
