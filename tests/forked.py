@@ -55,6 +55,9 @@ def fork(work: Work, stdin: int, stdout: int, stderr: int) -> int:
     """Forks a process, in a group of its own, with these descriptors; returns its number."""
     sys.stdout.flush()
     if number := os.fork():
+        # Both make the group, whoever comes first: a kill may strike before the new process has
+        # run at all.
+        os.setpgid(number, number)
         return number
     try:
         os.setpgid(0, 0)
