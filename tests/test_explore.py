@@ -7,7 +7,6 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
-from IPython.core.interactiveshell import InteractiveShell
 
 import cifar10
 import plots
@@ -98,6 +97,8 @@ def test_the_notebook_runs_on_the_sample_and_was_saved_with_its_outputs(tmp_path
 
     def work() -> None:
         """The cells in a shell of IPython's, which a kernel would have as well."""
+        from IPython.core.interactiveshell import InteractiveShell
+
         os.environ |= {"DRY_RUN": "1", "IPYTHONDIR": str(tmp_path)}
         os.chdir(NOTEBOOK.parent)
         forked.forget(*forked.OURS)

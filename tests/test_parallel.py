@@ -25,7 +25,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.run as distributed_run
 from torch import nn
 
 import networks
@@ -465,6 +464,8 @@ def serve(listener: socket.socket, arguments: Sequence[str]) -> None:
 
 def test_two_machines_lose_a_process_and_end_as_one_alone(started, tmp_path):
     """Two agents on 127.0.0.1, a process each; the second is killed once and started anew."""
+    import torch.distributed.run as distributed_run  # takes a while
+
     _, whole = started(1)
     (tmp_path / "plan").write_text(f"1 9 {int(signal.SIGKILL)}")
     with socket.socket() as free:
