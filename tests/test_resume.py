@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import TextIO
 
@@ -163,23 +163,32 @@ def test_a_kill_strikes_before_the_process_has_run(tmp_path):
 
 
 @contextmanager
-def training(real: bool, *arguments: object) -> Iterator[tuple[int, TextIO]]:
-    """A training in a group of its own, forked or as the shell starts it: number and output."""
+def training(real: bool, *arguments: object) -> Iterator[tuple[int, TextIO, Callable[[], int]]]:
+    """A training in a group of its own, forked or as the shell starts it.
+
+    Its number, its output, and what waits for its exit status.
+    """
     reading, writing = os.pipe()
     given = [str(argument) for argument in arguments]
     if real:  # the end of the interpreter, which waits for its workers, is in question, too
-        process = subprocess.Popen(
+        started = subprocess.Popen(
             [sys.executable, "-c", TRAIN_DRAWING_NOTHING, *given],
             cwd=ROOT, stdin=subprocess.DEVNULL, stdout=writing, process_group=0,
-        ).pid  # fmt: skip
+        )  # fmt: skip
+        process, wait = started.pid, started.wait
     else:
         process = forked.fork(lambda: train.main(given), 0, writing, 2)
+        wait = partial(forked.status_of, process)
     os.close(writing)
     watchdog = threading.Timer(100, os.killpg, (process, signal.SIGKILL))
     watchdog.start()
-    with open(reading) as output:
-        yield process, output
-    watchdog.cancel()
+    try:
+        with open(reading) as output:
+            yield process, output, wait
+    finally:
+        watchdog.cancel()
+        with suppress(ProcessLookupError):  # it has ended, as it should
+            os.killpg(process, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("workers", [(), ("--loader", "albumentations", "--workers", "1")])
@@ -187,13 +196,13 @@ def test_sigterm_to_all_of_a_run_s_processes_keeps_the_epochs_and_exits_143(
     workers, network, tmp_path
 ):
     arguments = ("--dry-run", "--model", network, "--epochs", 5000, "--output-dir", tmp_path)
-    with training(bool(workers), *arguments, *workers) as (process, output):
+    with training(bool(workers), *arguments, *workers) as (process, output, wait):
         for line in output:
             if line.startswith("Epoch [   3/"):
                 os.killpg(process, signal.SIGTERM)
                 break
         out = output.read()
-        assert forked.status_of(process) == 143, out
+        assert wait() == 143, out
     assert ": SIGTERM\n" in out
     assert "Go on with: python train.py --resume " in out
     folder = only(tmp_path)
