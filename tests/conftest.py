@@ -1,4 +1,8 @@
-"""What several tests share: the sample images, and a small fake CIFAR-10 for the data tests."""
+"""What several tests share: the sample images, and a small fake CIFAR-10 for the data tests.
+
+What is slow to import is imported where it is needed: pytest-xdist's first process, which runs no
+test, reads this file before it starts the others.
+"""
 
 import hashlib
 import io
@@ -13,13 +17,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import settings
 from PIL import Image
-from torchvision.datasets import CIFAR10 as Official
 
 import cifar10
-import plots
 
 # A model file with convolutions, BatchNorm and dropout that trains in no time.
 SMALL_NETWORK = """
@@ -62,7 +63,6 @@ settings.load_profile("repeatable")
 def pytest_configure() -> None:
     """One thread for each process, those of the tests' command lines too: two tests run at once."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -70,8 +70,17 @@ def sample() -> cifar10.CIFAR10:
     return cifar10.load_sample()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _same_seed_for_every_test() -> None:
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -105,6 +114,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     Its fields: `data` (the arrays), `batches` (file name to bytes), `archive` and `npm` (bytes).
     """
+    from torchvision.datasets import CIFAR10 as Official
+
     generator = np.random.default_rng(7)
 
     def images(count: int) -> np.ndarray:
@@ -173,9 +184,23 @@ def no_npm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cifar10, "ARCHIVE_URL", "http://127.0.0.1:9/cifar-10-python.tar.gz")
 
 
+PICTURES = ("curves", "confusion_matrix", "class_accuracy", "misclassified", "augmentations")
+# The same for a process that starts from nothing.
+TRAIN_DRAWING_NOTHING = f"""
+import sys
+import plots
+for name in {PICTURES}:
+    setattr(plots, name, lambda *_: {PIXEL})
+import train
+sys.exit(train.main())
+"""
+
+
 def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of so short a run; test_plots.py looks at the pictures."""
-    for name in ("curves", "confusion_matrix", "class_accuracy", "misclassified", "augmentations"):
+    import plots
+
+    for name in PICTURES:
         monkeypatch.setattr(plots, name, lambda *_: PIXEL)
 
 

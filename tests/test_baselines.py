@@ -2,8 +2,7 @@
 
 import copy
 import random
-import subprocess
-import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from torch import nn
 import cli
 import networks
 import utils
+from tests import forked
 from tests.conftest import call_main
 from tests.test_models import documented_layers
 from tools import receptive_field
@@ -47,12 +47,9 @@ def test_the_docstring_s_counts_add_up(name):
 
 
 def test_running_c1c2c3c4_prints_the_published_table():
-    result = subprocess.run(
-        [sys.executable, "baselines/c1c2c3c4.py"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    ended = forked.run(forked.command("baselines/c1c2c3c4.py"))
     wanted = (ROOT / "tests/spec/baseline_c1c2c3c4_summary.txt").read_text()
-    assert result.stdout.rstrip() == wanted.rstrip()
+    assert (ended.status, ended.out.rstrip()) == (0, wanted.rstrip()), ended.err
 
 
 @names
@@ -99,17 +96,28 @@ def fields(model: nn.Module) -> list[str]:
     return [row.field for row in receptive_field.layers(model)]
 
 
+@cache
+def layers(name: str) -> list[receptive_field.Layer]:
+    return receptive_field.layers(build(name))
+
+
 @pytest.mark.parametrize("name", ["c1c2c3c4", "cifarnet", "dilated_cnn"])
 def test_receptive_field_against_the_gradient(name):
-    *_, last, end = fields(build(name))
+    *_, last, end = (row.field for row in layers(name))
     assert (int(last), end) == (measured(build(name)), "whole image")
     assert int(last) == FIELDS[name]
 
 
-def test_receptive_field_of_max_pools_and_residuals_by_hand():
+def test_receptive_field_of_max_pools_and_residuals_by_hand(capsys):
     """The last pool's output is 1x1 of a 32x32 image, and the network takes no other size."""
-    wanted = [3, 5, 6, 10, 14, 18, 20, 28, 32, 48, 64, 88, "whole image"]
-    assert fields(build("resnet")) == [str(field) for field in wanted]
+    assert receptive_field.main(["--model", str(ROOT / "baselines" / "resnet.py")]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "layer kind output kernel stride dilation receptive field"
+    assert "max_pool2d pool 512x1x1 4 4 1 88" in lines
+    *numbers, pool = [line for line in lines[2:] if line][: 12 + 1]
+    found = [int(line.split()[-1]) for line in numbers]
+    assert found == [3, 5, 6, 10, 14, 18, 20, 28, 32, 48, 64, 88]
+    assert pool.endswith("whole image")
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -126,13 +134,9 @@ def test_receptive_field_table_is_the_docstrings(number, capsys):
     assert f"sees {field} pixels" in summary
 
 
-def test_receptive_field_columns_and_a_wrong_model(capsys):
-    assert receptive_field.main(["--model", str(ROOT / "baselines" / "resnet.py")]) == 0
-    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == "layer kind output kernel stride dilation receptive field"
-    assert "max_pool2d pool 512x1x1 4 4 1 88" in lines
-    depthwise = receptive_field.layers(build("cifarnet"))[4]
-    assert depthwise == ("block2.depthwise", "depthwise", "128x32x32", "3", "1", "4", "13")
+def test_a_row_of_a_depthwise_layer_and_a_wrong_model(capsys):
+    wanted = ("block2.depthwise", "depthwise", "128x32x32", "3", "1", "4", "13")
+    assert layers("cifarnet")[4] == wanted
     assert receptive_field.main(["--model", "9"]) == 2
     assert "'9' is neither" in capsys.readouterr().err
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -483,16 +484,26 @@ def test_bad_input_gets_one_clear_line(arguments, message, capsys, tmp_path):
 # ---------------------------------------------------------------- the usual way's training
 
 
-@pytest.fixture
-def begun(net, tmp_path, capsys, monkeypatch):
+@pytest.fixture(scope="session")
+def begun_once(tmp_path_factory) -> tuple[list, Path]:
     """The flags and the folder of a training of two epochs that --until stopped after one."""
-    monkeypatch.setattr(workers, "default_workers", lambda: 0)
+    folder = tmp_path_factory.mktemp("begun")
+    net, out = folder / "net.py", folder / "out"
     net.write_text(NET + "PUBLISHED = dict(RECIPE)\n")
-    common = ["--model", net, "--dry-run", "--device", "cpu", "--epochs", 2]
-    out_dir = ["--output-dir", tmp_path / "out"]
-    assert call_main(usual.main, capsys, [*common, *out_dir, "--until", 0.01])[0] == 0
-    (folder,) = (tmp_path / "out").iterdir()
-    return common, folder
+    common = ["--model", str(net), "--dry-run", "--device", "cpu", "--epochs", "2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "default_workers", lambda: 0)
+        assert usual.main([*common, "--output-dir", str(out), "--until", "0.01"]) == 0
+    (run,) = out.iterdir()
+    return common, run
+
+
+@pytest.fixture
+def begun(begun_once, tmp_path, monkeypatch) -> tuple[list, Path]:
+    """A copy of it."""
+    monkeypatch.setattr(workers, "default_workers", lambda: 0)
+    common, run = begun_once
+    return [*common], shutil.copytree(run, tmp_path / "out" / run.name)
 
 
 def test_usual_trains_until_the_accuracy_and_goes_on(begun, capsys):

@@ -169,7 +169,7 @@ def server(content: bytes, before: float = 0.0, pause: float = 0.0) -> Iterator[
 
     listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     seen.url = f"http://127.0.0.1:{listener.server_port}/cifar-10-python.tar.gz"
-    thread = threading.Thread(target=listener.serve_forever)
+    thread = threading.Thread(target=listener.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield seen
@@ -234,7 +234,7 @@ def install_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) ->
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ({"pause": 0.1}, r"given up, \d+ kB/s over the last \d+ s .*--download-timeout"),
+        ({"pause": 0.05}, r"given up, \d+ kB/s over the last \d+ s .*--download-timeout"),
         ({"pause": 600}, "timed out"),
         ({"before": 600}, "timed out"),
     ],
@@ -251,7 +251,7 @@ def test_a_useless_server_is_given_up_for_npm(how, reason, fake, tmp_path, no_np
     lines: list[str] = []
     with server(20 * fake.archive, **how) as seen:
         monkeypatch.setattr(cifar10, "ARCHIVE_URL", seen.url)
-        data = cifar10.load_cifar10(tmp_path / "data", 1.0, announce=lines.append)
+        data = cifar10.load_cifar10(tmp_path / "data", 0.5, announce=lines.append)
         assert seen.requests == 1  # it was asked
         assert seen.sent < 10 * len(fake.archive)
     assert same(data, fake.data)
@@ -263,7 +263,7 @@ def test_a_useless_server_is_given_up_for_npm(how, reason, fake, tmp_path, no_np
 
 @pytest.mark.parametrize(
     ("stall_seconds", "with_npm", "without_npm", "npm"),
-    [(0.0, 10**9, 10**9, False), (1.0, 1, 10**9, True), (1.0, 10**9, 1, False)],
+    [(0.0, 10**9, 10**9, False), (0.5, 1, 10**9, True), (0.5, 10**9, 1, False)],
     ids=["for ever", "npm at hand", "no npm"],
 )
 def test_a_slow_server_is_waited_for(
@@ -275,7 +275,7 @@ def test_a_slow_server_is_waited_for(
     monkeypatch.setattr(cifar10, "SLOWEST_WITH_NPM", with_npm)
     monkeypatch.setattr(cifar10, "SLOWEST_WITHOUT_NPM", without_npm)
     # With a limit, long enough for it to be looked at.
-    with server(fake.archive, pause=0.2 if stall_seconds else 0.01) as seen:
+    with server(fake.archive, pause=0.1 if stall_seconds else 0.01) as seen:
         monkeypatch.setattr(cifar10, "ARCHIVE_URL", seen.url)
         data = cifar10.load_cifar10(tmp_path / "data", stall_seconds, lambda line: None)
     assert same(data, fake.data)

@@ -14,33 +14,21 @@ import pytest
 import cifar10
 import cli
 from support import flags
-from tests.conftest import SMALL_NETWORK
+from tests import forked
+from tests.conftest import SMALL_NETWORK, TRAIN_DRAWING_NOTHING
 
 ROOT = Path(__file__).parents[1]
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("[!_]*.py"))
 MODULES = ["train", "utils", "networks", "fast.batched", "recipes"]
 DOORS = [*MODULES, *(f"tools.{name}" for name in TOOLS)]
 
-# Imports what is slow once, then each door in a fork that has seen nothing of Albumentations.
-WATCH = """
-import os, sys
-import cv2, matplotlib.figure, sklearn.metrics, torch, torchvision
+
 class Watch:
-    def find_spec(self, name, path=None, target=None):
-        if name == "albumentations" and os.environ.get("NO_ALBUMENTATIONS_UPDATE") != "1":
-            os._exit(7)
+    """Ends the process where Albumentations is imported: with 7 where it would ask its server."""
+
+    def find_spec(self, name: str, *_: object) -> None:
         if name == "albumentations":
-            os._exit(0)  # all there is to see; the import itself would take long
-sys.meta_path.insert(0, Watch())
-assert "albumentations" not in sys.modules
-for door in sys.argv[1:]:
-    if not (child := os.fork()):
-        __import__(door)
-        os._exit(0)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status:
-        print(door, status)
-"""
+            os._exit(0 if os.environ.get("NO_ALBUMENTATIONS_UPDATE") == "1" else 7)
 
 
 def run(*command: object, **environment: str) -> subprocess.CompletedProcess:
@@ -51,13 +39,17 @@ def run(*command: object, **environment: str) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
-def test_no_door_lets_albumentations_ask_its_server():
-    environment = {name: value for name, value in os.environ.items() if "ALBUMENT" not in name}
-    result = subprocess.run(
-        [sys.executable, "-c", WATCH, *DOORS],
-        cwd=ROOT, capture_output=True, text=True, check=False, env=environment,
-    )  # fmt: skip
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+@pytest.mark.parametrize("door", DOORS)
+def test_no_door_lets_albumentations_ask_its_server(door, monkeypatch):
+    monkeypatch.delenv("NO_ALBUMENTATIONS_UPDATE", raising=False)  # set by our own import
+
+    def work() -> int:
+        forked.forget("albumentations", *forked.OURS)
+        sys.meta_path.insert(0, Watch())
+        importlib.import_module(door)
+        return 0
+
+    assert forked.run(work) == (0, "", "")
 
 
 def test_one_file_alone_imports_albumentations():
@@ -86,30 +78,29 @@ def test_ctrl_c_during_the_imports_shows_no_traceback(door, tmp_path):
 
 
 def test_ctrl_c_is_answered_after_the_imports():
-    code = (
-        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
-        "import cli; parser = cli.ArgumentParser(prog='x')\n"
-        "sys.exit(cli.run(parser, lambda _: os.kill(os.getpid(), signal.SIGINT), []))"
-    )
-    result = run("-c", code)
-    assert (result.returncode, result.stderr) == (130, "\nx: interrupted\n")
+    def work() -> int:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        parser = cli.ArgumentParser(prog="x")
+        return cli.run(parser, lambda _: os.kill(os.getpid(), signal.SIGINT), [])
+
+    assert forked.run(work) == (130, "", "\nx: interrupted\n")
 
 
 def test_a_terminal_without_the_character_is_no_error():
-    code = (
-        "import cli, sys; parser = cli.ArgumentParser(prog='x')\n"
-        "sys.exit(cli.run(parser, lambda _: print('90.18 \\u00b1 0.21'), []))"
-    )
-    result = run("-c", code, PYTHONIOENCODING="ascii")
-    assert (result.returncode, result.stdout) == (0, "90.18 ? 0.21\n")
+    def work() -> int:
+        sys.stdout = open(1, "w", encoding="ascii", closefd=False)  # noqa: SIM115
+        parser = cli.ArgumentParser(prog="x")
+        return cli.run(parser, lambda _: print("90.18 \u00b1 0.21"), [])
+
+    assert forked.run(work) == (0, "90.18 ? 0.21\n", "")
 
 
 def test_closed_streams_end_no_training(tmp_path):
     network = tmp_path / "small.py"
     network.write_text(SMALL_NETWORK)
-    command = 'exec "$0" train.py --dry-run --model "$1" --epochs 1 --output-dir "$2" >&- 2>&-'
+    command = 'exec "$0" -c "$3" --dry-run --model "$1" --epochs 1 --output-dir "$2" >&- 2>&-'
     result = subprocess.run(
-        ["bash", "-c", command, sys.executable, network, tmp_path / "out"],
+        ["bash", "-c", command, sys.executable, network, tmp_path / "out", TRAIN_DRAWING_NOTHING],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0

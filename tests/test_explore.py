@@ -1,13 +1,16 @@
 """tools.explore against plain counting, planted duplicates, and its notebook."""
 
+import importlib
+import os
+import sys
 from pathlib import Path
 
 import nbformat
 import numpy as np
-from nbclient import NotebookClient
 
 import cifar10
 import plots
+from tests import forked
 from tests.conftest import PIXEL
 from tools import explore
 
@@ -86,18 +89,29 @@ def test_the_command_writes_pictures_and_a_report(capsys, tmp_path, monkeypatch)
         assert f"]({name})" in report
 
 
-def test_the_notebook_runs_on_the_sample_and_was_saved_with_its_outputs(monkeypatch, tmp_path):
-    monkeypatch.setenv("DRY_RUN", "1")
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+def test_the_notebook_runs_on_the_sample_and_was_saved_with_its_outputs(tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.outputs for cell in code[1:])  # the first imports
     assert not any(out.output_type == "error" for cell in code for out in cell.outputs)
-    # Drawing would take longest; test_tool_pictures.py looks at the figures.
-    quick = f"import plots\nplots.png = lambda _: {PIXEL!r}"
-    notebook.cells.insert(notebook.cells.index(code[0]) + 1, nbformat.v4.new_code_cell(quick))
-    NotebookClient(
-        notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
-    ).execute()
-    shown = [out for cell in code for out in cell.outputs if "image/png" in out.get("data", {})]
-    assert len(shown) == 6
+
+    def work() -> None:
+        """The cells in a shell of IPython's, which a kernel would have as well."""
+        from IPython.core.interactiveshell import InteractiveShell
+
+        os.environ |= {"DRY_RUN": "1", "IPYTHONDIR": str(tmp_path)}
+        os.chdir(NOTEBOOK.parent)
+        forked.forget(*forked.OURS)
+        sys.path[:] = [path for path in sys.path if Path(path).resolve() != ROOT]
+        shell = InteractiveShell.instance()
+        for number, cell in enumerate(code):
+            ran = shell.run_cell(cell.source)
+            ran.raise_error()
+            print("shown", *shell.display_formatter.format(ran.result)[0])
+            if number == 0:  # drawing would take longest; test_tool_pictures.py looks at figures
+                importlib.import_module("plots").png = lambda _: PIXEL
+
+    ended = forked.run(work)
+    assert ended.status == 0, ended.err
+    shown = [line for line in ended.out.splitlines() if line.startswith("shown ")]
+    assert sum("image/png" in line for line in shown) == 6

@@ -2,8 +2,6 @@
 
 import importlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from torch import nn
 
 import recipes
 from support import model_files
+from tests import forked
 
 ROOT = Path(__file__).parents[1]
 PARAMETERS = {1: 2_114_282, 2: 222_058, 3: 73_994}
@@ -34,10 +33,9 @@ def test_parameter_count(number: int) -> None:
 
 @numbers
 def test_running_the_file_prints_the_table_of_the_specification(number: int) -> None:
-    result = subprocess.run(
-        [sys.executable, f"model_{number}.py"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    printed = result.stdout.rstrip("\n").splitlines()
+    ended = forked.run(forked.command(f"model_{number}.py"))
+    assert ended.status == 0, ended.err
+    printed = ended.out.rstrip("\n").splitlines()
     wanted = (ROOT / f"tests/spec/model_{number}_summary.txt").read_text().splitlines()
     assert printed[: len(wanted)] == wanted
     assert set("".join(printed[len(wanted) :])) <= {"-"}  # torchsummary's closing rule

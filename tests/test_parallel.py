@@ -5,6 +5,7 @@ tests start torchrun itself.
 """
 
 import argparse
+import contextlib
 import faulthandler
 import io
 import json
@@ -12,10 +13,9 @@ import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
@@ -34,6 +34,7 @@ import utils
 from errors import UsageError
 from parallel import Team
 from support import files, flags
+from tests import forked
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -72,17 +73,6 @@ class Plain(nn.Module):
                         PLAN.unlink()
                     os.kill(os.getpid(), int(number))
         return self.linear(torch.relu(self.conv(x)).mean(dim=(2, 3)))
-"""
-
-
-# train.py in float32, as the fixture `exact` has it, for processes that start from nothing.
-EXACT = """
-import sys
-import utils
-pick = utils.Device.pick
-utils.Device.pick = lambda name=None: pick(name).exact
-import train
-sys.exit(train.main())
 """
 
 
@@ -353,9 +343,9 @@ def test_whoever_asks_may_wait_longer_than_for_a_process(tmp_path, monkeypatch):
 
     def work() -> None:
         with parallel.join() as team:
-            assert team.once(lambda: time.sleep(2.5) or "answer") == "answer"
+            assert team.once(lambda: time.sleep(1.4) or "answer") == "answer"
             turns = []
-            team.once_a_machine(lambda: (turns.append(1), team.first and time.sleep(2.5)))
+            team.once_a_machine(lambda: (turns.append(1), team.first and time.sleep(1.4)))
             assert turns == [1]
 
     assert [each.status for each in run_team(work, 2, tmp_path)] == [0, 0]
@@ -411,7 +401,7 @@ def test_after_a_kill_the_next_attempt_goes_on_by_itself(rank, started):
 
 
 def test_who_waits_in_vain_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "PATIENCE", timedelta(seconds=2))
+    monkeypatch.setattr(parallel, "PATIENCE", timedelta(seconds=1))
 
     def work() -> int:
         os.environ["WORLD_SIZE"] = "2"
@@ -437,28 +427,75 @@ def test_more_processes_than_devices_are_refused(monkeypatch):
 
 # ---------------------------------------------------------------- torchrun itself
 
+# What torchrun starts: stands for a process of `serve`, and ends as that one does.
+STAND_IN = """
+import json, os, signal, socket, sys
+asked = socket.socket(socket.AF_UNIX)
+asked.connect(sys.argv[1])
+socket.send_fds(asked, [json.dumps(dict(os.environ)).encode()], [1, 2])
+process = int(asked.recv(100))
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, _: os.kill(process, number))
+status = int(asked.recv(100))
+if status < 0:
+    signal.signal(-status, signal.SIG_DFL) if status != -signal.SIGKILL else None
+    os.kill(os.getpid(), -status)
+sys.exit(status)
+"""
+
+
+def serve(listener: socket.socket, arguments: Sequence[str]) -> None:
+    """Forks a training for each that asks, with its environment and output; tells how it ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait
+    while True:
+        asked, _ = listener.accept()
+        if os.fork():
+            asked.close()
+            continue
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        environment, descriptors, _, _ = socket.recv_fds(asked, 100_000, 2)
+        os.environ.clear()
+        os.environ |= json.loads(environment)
+        process = forked.fork(lambda: train.main(arguments), 0, *descriptors)
+        asked.send(str(process).encode())
+        asked.send(str(forked.status_of(process)).encode())
+        os._exit(0)
+
 
 def test_two_machines_lose_a_process_and_end_as_one_alone(started, tmp_path):
     """Two agents on 127.0.0.1, a process each; the second is killed once and started anew."""
+    import torch.distributed.run as distributed_run  # takes a while
+
     _, whole = started(1)
     (tmp_path / "plan").write_text(f"1 9 {int(signal.SIGKILL)}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
-        "--max-restarts", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}",
-        "--rdzv-id", "test", "--monitor-interval", "0.1",
-        str(tmp_path / "exact.py"), "--dry-run", "--device", "cpu", "--epochs", "2", "--model",
-        str(tmp_path / "plain.py"), "--output-dir", str(tmp_path / "two"),
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    training = [
+        "--dry-run", "--device", "cpu", "--epochs", "2", "--model", str(tmp_path / "plain.py"),
+        "--output-dir", str(tmp_path / "two"),
     ]  # fmt: skip
-    (tmp_path / "exact.py").write_text(f"import sys\nsys.path[0] = {str(ROOT)!r}\n{EXACT}")
-    agents = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for _ in range(2)
-    ]
-    printed = [agent.communicate(timeout=240)[0].decode() for agent in agents]
-    assert [agent.returncode for agent in agents] == [0, 0], printed
+    torchrun = [
+        "--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1", "--rdzv-backend", "c10d",
+        "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test", "--monitor-interval", "0.1",
+        "--no-python", sys.executable, "-IS", str(tmp_path / "stand_in.py"), str(tmp_path / "ask"),
+    ]  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(tmp_path / "ask"))
+        listener.listen()
+        server = forked.fork(lambda: serve(listener, training), 0, 1, 2)
+        stack.callback(forked.status_of, server)
+        stack.callback(os.kill, server, signal.SIGKILL)
+        texts = [stack.enter_context((tmp_path / name).open("w+")) for name in "ab"]
+        agents = [
+            forked.fork(lambda: distributed_run.main(torchrun), 0, text.fileno(), text.fileno())
+            for text in texts
+        ]
+        statuses = [forked.status_of(agent) for agent in agents]
+    printed = [(tmp_path / name).read_text() for name in "ab"]
+    assert statuses == [0, 0], printed
     assert sum(text.count("Resumed after epoch 1") for text in printed) == 1
     (folder,) = (tmp_path / "two").iterdir()
     assert_same(folder, whole)

@@ -8,7 +8,11 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 import torch
@@ -21,8 +25,8 @@ import train
 import utils
 from support import files
 from support.history import History
-from tests import torture
-from tests.conftest import call_main, draw_nothing
+from tests import forked, torture
+from tests.conftest import TRAIN_DRAWING_NOTHING, call_main, draw_nothing
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,6 +80,7 @@ def stop_in(monkeypatch, epoch: int, error: type[BaseException], batches: int = 
             def __iter__(self):
                 for number, batch in enumerate(loader):
                     if number == batches:
+                        loader._iterator = None  # with its workers; collected later, they hang
                         raise error()
                     yield batch
 
@@ -84,10 +89,26 @@ def stop_in(monkeypatch, epoch: int, error: type[BaseException], batches: int = 
     monkeypatch.setattr(utils, "train", stopped)
 
 
+@pytest.fixture(scope="session")
+def undisturbed(network, tmp_path_factory) -> Callable[..., Path]:
+    """Gives the folder, not to be changed, of a run with these flags that nobody disturbed."""
+
+    @cache
+    def run(*options: object) -> Path:
+        output = tmp_path_factory.mktemp("undisturbed")
+        with pytest.MonkeyPatch.context() as context:
+            draw_nothing(context)
+            arguments = [str(argument) for argument in (*flags(network, output), *options)]
+            assert train.main(arguments) == 0
+        return only(output)
+
+    return run
+
+
 KINDS = {
     "default": (),
     "two workers": ("--loader", "albumentations", "--workers", 2),
-    "distilled": ("--set", "teacher=output/reference/model_2"),
+    "distilled": ("--set", "teacher={teacher}"),
 }
 
 
@@ -97,12 +118,12 @@ KINDS = {
     + [("two workers", 2, 5), ("distilled", 2, 5), ("distilled", 3, 0)],
 )
 def test_a_resumed_run_ends_with_the_same_weights(
-    kind, epoch, batches, network, capsys, tmp_path, monkeypatch
+    kind, epoch, batches, network, undisturbed, capsys, tmp_path, monkeypatch
 ):
     options = KINDS[kind]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    status, _, error = call(capsys, *flags(network, whole), *options)
-    assert status == 0, error
+    if kind == "distilled":
+        options = tuple(each.format(teacher=undisturbed("--seed", 1)) for each in options)
+    whole, cut = undisturbed(*options), tmp_path / "cut"
     with monkeypatch.context() as context:
         stop_in(context, epoch, KeyboardInterrupt, batches)
         status, out, _ = call(capsys, *flags(network, cut), *options)
@@ -115,64 +136,76 @@ def test_a_resumed_run_ends_with_the_same_weights(
     status, out, error = call(capsys, "--resume", "--output-dir", cut, "--model", network)
     assert status == 0, error
     assert only(cut) == folder
-    torture.check_finished(folder, torture.weights_of(only(whole)))
+    torture.check_finished(folder, torture.weights_of(whole))
     for name in ("last.pt", "best.pt"):
         ours = files.read_checkpoint(folder / name)["model"]
-        for key, value in files.read_checkpoint(only(whole) / name)["model"].items():
+        for key, value in files.read_checkpoint(whole / name)["model"].items():
             assert torch.equal(ours[key], value)
-    with open(only(whole) / "log.csv") as one, open(folder / "log.csv") as other:
+    with open(whole / "log.csv") as one, open(folder / "log.csv") as other:
         for row, resumed in zip(one, other, strict=True):  # all but the two columns of seconds
             assert row.split(",")[:-2] == resumed.split(",")[:-2]
 
 
 def test_the_torture_finds_nothing(tmp_path):
-    """10 SIGKILLs to living trainings, in a process that can be forked; by hand: 1,000."""
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.torture", "10"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert "bit for bit" in result.stdout
+    """Ten SIGKILLs to living trainings, two of them with two workers; by hand: 1,000."""
+    found = torture.Torture(tmp_path, seed=0)
+    alone, with_workers = torture.KINDS[0], torture.KINDS[-1]
+    found.run(8, [alone])
+    found.run(2, [with_workers])
+    assert found.kills == 10
+    assert found.finished >= 2
 
 
 def test_a_kill_strikes_before_the_process_has_run(tmp_path):
-    code = (
-        "import pathlib, sys; from tests import torture\n"
-        "for _ in range(20):\n"
-        "    child = torture.spawn(['--help'], pathlib.Path(sys.argv[1]))\n"
-        "    assert torture.wait(child, seconds=0) is None\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "screen"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    for _ in range(20):
+        child = torture.spawn(["--help"], tmp_path / "screen")
+        assert torture.wait(child, seconds=0) is None
+
+
+@contextmanager
+def training(real: bool, *arguments: object) -> Iterator[tuple[int, TextIO, Callable[[], int]]]:
+    """A training in a group of its own, forked or as the shell starts it.
+
+    Its number, its output, and what waits for its exit status.
+    """
+    reading, writing = os.pipe()
+    given = [str(argument) for argument in arguments]
+    if real:  # the end of the interpreter, which waits for its workers, is in question, too
+        started = subprocess.Popen(
+            [sys.executable, "-c", TRAIN_DRAWING_NOTHING, *given],
+            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=writing, process_group=0,
+        )  # fmt: skip
+        process, wait = started.pid, started.wait
+    else:
+        process = forked.fork(lambda: train.main(given), 0, writing, 2)
+        wait = partial(forked.status_of, process)
+    os.close(writing)
+    watchdog = threading.Timer(100, os.killpg, (process, signal.SIGKILL))
+    watchdog.start()
+    try:
+        with open(reading) as output:
+            yield process, output, wait
+    finally:
+        watchdog.cancel()
+        with suppress(ProcessLookupError):  # it has ended, as it should
+            os.killpg(process, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("workers", [(), ("--loader", "albumentations", "--workers", "1")])
 def test_sigterm_to_all_of_a_run_s_processes_keeps_the_epochs_and_exits_143(
     workers, network, tmp_path
 ):
-    process = subprocess.Popen(
-        [
-            sys.executable, ROOT / "train.py", "--dry-run", "--model", network, "--epochs", "5000",
-            "--output-dir", tmp_path / "out", *workers,
-        ],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        process_group=0,
-    )  # fmt: skip
-    watchdog = threading.Timer(100, process.kill)
-    watchdog.start()
-    for line in process.stdout:
-        if line.startswith("Epoch [   3/"):
-            os.killpg(process.pid, signal.SIGTERM)
-            break
-    out, error = process.communicate()
-    watchdog.cancel()
-    assert process.returncode == 143, error
+    arguments = ("--dry-run", "--model", network, "--epochs", 5000, "--output-dir", tmp_path)
+    with training(bool(workers), *arguments, *workers) as (process, output, wait):
+        for line in output:
+            if line.startswith("Epoch [   3/"):
+                os.killpg(process, signal.SIGTERM)
+                break
+        out = output.read()
+        assert wait() == 143, out
     assert ": SIGTERM\n" in out
     assert "Go on with: python train.py --resume " in out
-    folder = only(tmp_path / "out")
+    folder = only(tmp_path)
     results = json.loads((folder / "results.json").read_text())
     assert results["completed"] is False
     assert results["epochs_done"] == files.read_checkpoint(folder / "last.pt")["epoch"] >= 3
@@ -415,9 +448,8 @@ FULL = OSError(28, "No space left on device")
      ("curves.png", 0), ("results.json", 0)],
 )  # fmt: skip
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
-    name, after, network, capsys, tmp_path, monkeypatch
+    name, after, network, undisturbed, capsys, tmp_path, monkeypatch
 ):
-    status, _, _ = call(capsys, *flags(network, tmp_path / "whole"))
     with monkeypatch.context() as context:
         fail_writing(context, name, FULL, after)
         status, _, error = call(capsys, *flags(network, tmp_path / "full"))
@@ -431,7 +463,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     torture.check_files(folder)
     status, _, error = resume(capsys, folder)
     assert status == 0, error
-    torture.check_finished(folder, torture.weights_of(only(tmp_path / "whole")))
+    torture.check_finished(folder, torture.weights_of(undisturbed()))
 
 
 def test_short_writes_never_replace_a_whole_file(tmp_path, monkeypatch):
@@ -493,16 +525,14 @@ def test_ctrl_c_in_the_last_evaluation_reports_and_says_how_to_go_on(
 
 @pytest.mark.parametrize("name", ["curves", "of_evaluation"])
 def test_a_report_that_ctrl_c_cut_off_is_made_when_the_run_goes_on(
-    name, network, capsys, tmp_path, monkeypatch
+    name, network, undisturbed, capsys, tmp_path, monkeypatch
 ):
     """What was not written any more is written when the run goes on."""
-    status, _, error = call(capsys, *flags(network, tmp_path / "whole"))
-    assert status == 0, error
     with monkeypatch.context() as context:
         context.setattr(plots, name, lambda *_: os.kill(os.getpid(), signal.SIGINT))
         status, out, _ = call(capsys, *flags(network, tmp_path / "out"))
     assert status == 130
-    folder, whole = only(tmp_path / "out"), only(tmp_path / "whole")
+    folder, whole = only(tmp_path / "out"), undisturbed()
     assert f"Go on with: python train.py --resume {folder} " in out
     assert not (folder / "results.json").exists()
     status, _, error = resume(capsys, folder)
@@ -514,11 +544,9 @@ def test_a_report_that_ctrl_c_cut_off_is_made_when_the_run_goes_on(
 @pytest.mark.parametrize("name", ["last.pt", "weights.pt", "best.pt", "log.csv"])
 @pytest.mark.parametrize("after", [0, 1])
 def test_ctrl_c_while_an_epoch_is_saved_loses_nothing_of_it(
-    name, after, network, capsys, tmp_path, monkeypatch
+    name, after, network, undisturbed, capsys, tmp_path, monkeypatch
 ):
     """Just after the file was written the first, or the second time."""
-    status, _, error = call(capsys, *flags(network, tmp_path / "whole"))
-    assert status == 0, error
     write, written = runs.Run.write, []
 
     def struck(run: runs.Run, file: str, content: str | bytes) -> None:
@@ -540,7 +568,7 @@ def test_ctrl_c_while_an_epoch_is_saved_loses_nothing_of_it(
     torture.check_files(folder)
     status, _, error = resume(capsys, folder)
     assert status == 0, error
-    torture.check_finished(folder, torture.weights_of(only(tmp_path / "whole")))
+    torture.check_finished(folder, torture.weights_of(undisturbed()))
 
 
 def test_a_run_goes_on_with_another_devices_scaler(cut, capsys):

@@ -163,11 +163,9 @@ def test_misclassified_of_any_number(count, sample):
 
 
 def test_augmentations_show_the_images(sample):
-    raw, labels, stats = (
-        sample.train_images[:40],
-        sample.train_labels[:40],
-        ((0.5,) * 3, (0.2,) * 3),
-    )
+    chosen = np.flatnonzero(sample.train_labels < 3)[:40]  # a column for each class takes its time
+    raw, labels = sample.train_images[chosen], sample.train_labels[chosen]
+    stats = ((0.5,) * 3, (0.2,) * 3)
     pixels = picture(plots.augmentations(raw, labels, utils.train_transform(*stats), *stats))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000
 

@@ -28,7 +28,8 @@ import utils
 from errors import UsageError
 from model_2 import CNN_Model_2
 from support import flags
-from tests.conftest import call_main
+from tests import forked
+from tests.conftest import SMALL_NETWORK, call_main
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 ROOT = Path(__file__).parents[1]
@@ -179,12 +180,12 @@ def test_recipes_as_published(model):
 
 
 def test_the_published_recipe_and_single_keys_of_a_recipe_can_be_asked_for(capsys, tmp_path):
-    arguments = (
-        "--model 2 --dry-run --recipe published --set label_smoothing=0.2 --set optimizer=sgd"
-    )
-    status, _, _ = call(capsys, *arguments.split(), "--output-dir", str(tmp_path))
-    assert status == 0
-    (folder,) = tmp_path.iterdir()
+    path = tmp_path / "my_net.py"
+    path.write_text(f"{WHOLE}\nPUBLISHED = {model_2.PUBLISHED}\n")
+    arguments = "--dry-run --recipe published --set label_smoothing=0.2 --set optimizer=sgd"
+    given = ["--model", str(path), *arguments.split(), "--output-dir", str(tmp_path / "out")]
+    assert call(capsys, *given)[0] == 0
+    (folder,) = (tmp_path / "out").iterdir()
     settings = json.loads((folder / "settings.json").read_text())
     assert settings["recipe_name"] == "published"
     published = networks.load_network("2").published
@@ -223,15 +224,19 @@ def test_a_network_is_distilled_from_another_run_s(capsys, tmp_path):
 
 # ---------------------------------------------------------------- questions
 
-# Stands in for the training, so that the questions can be asked without it.
-QUESTIONS_ONLY = """
-import sys, train
-def chosen(args, network):
-    print("CHOSEN", network.name, args.epochs)
-    sys.exit(0)
-train.flags.recipe_of = chosen
-sys.exit(train.main(sys.argv[1:]))
-"""
+
+def questions_only(*arguments: str) -> forked.Work:
+    """train.py with a stand-in for the training, so that the questions can be asked without it."""
+
+    def work() -> int:
+        def chosen(args, network) -> None:
+            print("CHOSEN", network.name, args.epochs)
+            raise SystemExit(0)
+
+        flags.recipe_of = chosen
+        return train.main(arguments)
+
+    return work
 
 
 @pytest.fixture
@@ -239,13 +244,9 @@ def ask(monkeypatch, capsys):
     """Exit status, standard output and error of train.py with this text on standard input."""
 
     def asked(text: str, *arguments: str) -> tuple[int, str, str]:
-        def chosen(args, network) -> None:
-            print("CHOSEN", network.name, args.epochs)
-            raise SystemExit(0)
-
-        monkeypatch.setattr(flags, "recipe_of", chosen)
+        monkeypatch.setattr(flags, "recipe_of", flags.recipe_of)  # put back afterwards
         monkeypatch.setattr("sys.stdin", io.StringIO(text))
-        return call(capsys, *arguments)
+        return call_main(lambda given: questions_only(*given)(), capsys, arguments)
 
     return asked
 
@@ -268,12 +269,9 @@ def test_answers_on_standard_input(text, arguments, chosen, ask):
 
 
 def test_answers_through_a_pipe():
-    result = subprocess.run(
-        [sys.executable, "-c", QUESTIONS_ONLY],
-        cwd=ROOT, input="3\nfour\n5\n", capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.endswith("CHOSEN model_3 5\n")
+    ended = forked.run(questions_only(), "3\nfour\n5\n")
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.endswith("CHOSEN model_3 5\n")
 
 
 def test_a_wrong_answer_that_nothing_follows_is_an_error(ask):
@@ -284,14 +282,12 @@ def test_a_wrong_answer_that_nothing_follows_is_an_error(ask):
 
 
 class Terminal:
-    """A process of QUESTIONS_ONLY on a pseudo-terminal of its own."""
+    """A process of `questions_only` on a pseudo-terminal of its own."""
 
     def __init__(self, *arguments: str) -> None:
         self.pid, self.file = pty.fork()
         if self.pid == 0:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it
-            os.chdir(ROOT)
-            os.execv(sys.executable, [sys.executable, "-c", QUESTIONS_ONLY, *arguments])
+            forked.become(questions_only(*arguments))
         self.screen = ""
 
     def read(self, deadline: float) -> bool:
@@ -313,6 +309,12 @@ class Terminal:
             pass
         before, found, self.screen = self.screen.partition(text)
         assert found, f"{text!r} did not come after {before!r}"
+
+    def wait_until_it_reads(self) -> None:
+        """Until it sleeps; to be called when it has asked."""
+        show = ["ps", "-o", "stat=", "-p", str(self.pid)]
+        while not subprocess.run(show, capture_output=True, check=True).stdout.startswith(b"S"):
+            pass
 
     def type(self, text: str) -> None:
         os.write(self.file, text.encode())
@@ -355,7 +357,7 @@ def test_leaving_at_a_question(key, status, message):
     terminal.wait_for("How many epochs? [20]: ")
     # Python shows the question and only then begins to read; a signal in between would wait for
     # the next key, as a second Ctrl-C is.
-    time.sleep(1)
+    terminal.wait_until_it_reads()
     terminal.type(key)
     terminal.wait_for(message)
     assert "Traceback" not in terminal.screen
@@ -371,9 +373,17 @@ def test_flags_leave_nothing_to_ask():
 # ---------------------------------------------------------------- whole runs
 
 
-def dry_run(capsys, folder: Path, *arguments: str) -> Path:
+@pytest.fixture
+def small(tmp_path) -> str:
+    """A model file that trains in no time."""
+    path = tmp_path / "small.py"
+    path.write_text(SMALL_NETWORK)
+    return str(path)
+
+
+def dry_run(capsys, model: str, folder: Path, *arguments: str) -> Path:
     status, out, error = call(
-        capsys, "--model", "2", "--dry-run", "--output-dir", str(folder), *arguments
+        capsys, "--model", model, "--dry-run", "--output-dir", str(folder), *arguments
     )
     assert status == 0, error
     assert "final test accuracy" in out
@@ -432,11 +442,11 @@ def test_dry_run_from_the_shell_writes_every_file(tmp_path):
     assert {"optimizer", "scheduler", "scaler"} <= set(checkpoint)
 
 
-def test_the_reported_accuracy_is_that_of_the_saved_weights(capsys, tmp_path, sample):
+def test_the_reported_accuracy_is_that_of_the_saved_weights(capsys, small, tmp_path, sample):
     """Counted again outside of our loops, in float32, one image at a time."""
-    folder = dry_run(capsys, tmp_path, "--epochs", "3")
+    folder = dry_run(capsys, small, tmp_path / "out", "--epochs", "3")
     checkpoint = torch.load(folder / "last.pt", weights_only=True)
-    model = CNN_Model_2().eval()
+    model = networks.load_network(small).build().eval()
     model.load_state_dict(checkpoint["model"])
     pixels = torch.from_numpy(sample.test_images).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(checkpoint[name]).view(3, 1, 1) for name in ("mean", "std"))
@@ -454,35 +464,39 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(folder / "last.pt", weights_only=True)["model"]
 
 
-def test_the_same_seed_gives_the_same_weights_whatever_the_workers(capsys, tmp_path):
+def test_the_same_seed_gives_the_same_weights_whatever_the_workers(capsys, small, tmp_path):
     slow = ("--loader", "albumentations", "--workers")
-    first = weights(dry_run(capsys, tmp_path / "a", *slow, "0"))
-    again = weights(dry_run(capsys, tmp_path / "b", *slow, "2"))
+    first = weights(dry_run(capsys, small, tmp_path / "a", *slow, "0"))
+    again = weights(dry_run(capsys, small, tmp_path / "b", *slow, "2"))
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(capsys, tmp_path):
-    first = weights(dry_run(capsys, tmp_path / "a"))
-    again = weights(dry_run(capsys, tmp_path / "b"))
-    other = weights(dry_run(capsys, tmp_path / "c", "--seed", "1"))
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(capsys, small, tmp_path):
+    first = weights(dry_run(capsys, small, tmp_path / "a"))
+    again = weights(dry_run(capsys, small, tmp_path / "b"))
+    other = weights(dry_run(capsys, small, tmp_path / "c", "--seed", "1"))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["linear.weight"], other["linear.weight"])
 
 
-def test_a_transform_without_a_batched_form_falls_back_and_says_so(capsys, tmp_path, monkeypatch):
+def test_a_transform_without_a_batched_form_falls_back_and_says_so(
+    capsys, small, tmp_path, monkeypatch
+):
     original = utils.train_transform
 
     def edited(*settings):
         return A.Compose([A.GaussianBlur(p=0.2), *original(*settings).transforms], strict=True)
 
     monkeypatch.setitem(utils.TRANSFORMS, "standard", edited)
-    folder = dry_run(capsys, tmp_path, "--workers", "0", "--set", "transform=standard")
+    folder = dry_run(
+        capsys, small, tmp_path / "out", "--workers", "0", "--set", "transform=standard"
+    )
     assert "no batched form of GaussianBlur" in (folder / "train.log").read_text()
     assert json.loads((folder / "settings.json").read_text())["loader"] == "albumentations"
 
 
 def test_val_split_reports_held_out_images_and_reads_the_test_set_once(
-    capsys, tmp_path, monkeypatch, sample
+    capsys, small, tmp_path, monkeypatch, sample
 ):
     read = []
     loop = utils.evaluate
@@ -491,7 +505,7 @@ def test_val_split_reports_held_out_images_and_reads_the_test_set_once(
         "evaluate",
         lambda model, loader, *rest: read.append(loader) or loop(model, loader, *rest),
     )
-    folder = dry_run(capsys, tmp_path, "--val-split", "200", "--epochs", "2")
+    folder = dry_run(capsys, small, tmp_path / "out", "--val-split", "200", "--epochs", "2")
     images = [loader.dataset.tensors[0].permute(0, 2, 3, 1).numpy() for loader in read]
     assert [np.array_equal(each, sample.test_images) for each in images] == [False, False, True]
     assert "Val: " in (folder / "train.log").read_text()
@@ -503,17 +517,17 @@ def test_val_split_reports_held_out_images_and_reads_the_test_set_once(
     assert (results["split"], results["evaluated"]) == ("val", "test")
 
 
-def test_flags_replace_the_recipe(capsys, tmp_path):
+def test_flags_replace_the_recipe(capsys, small, tmp_path):
     flags = ["--lr", "0.05", "--batch-size", "500", "--weight-decay", "0"]
-    folder = dry_run(capsys, tmp_path, *flags)
+    folder = dry_run(capsys, small, tmp_path / "out", *flags)
     recipe = json.loads((folder / "settings.json").read_text())["recipe"]
     assert (recipe["lr"], recipe["batch_size"], recipe["weight_decay"]) == (0.05, 500, 0.0)
     assert "lr              0.05" in (folder / "train.log").read_text()
 
 
-def test_a_diverging_run_stops_with_a_clear_error(capsys, tmp_path):
+def test_a_diverging_run_stops_with_a_clear_error(capsys, small, tmp_path):
     status, _, error = call(
-        capsys, "--model", "2", "--dry-run", "--set", "optimizer=sgd", "--lr", "1e15",
+        capsys, "--model", small, "--dry-run", "--set", "optimizer=sgd", "--lr", "1e15",
         "--output-dir", str(tmp_path),
     )  # fmt: skip
     assert status == 1
@@ -522,7 +536,7 @@ def test_a_diverging_run_stops_with_a_clear_error(capsys, tmp_path):
     assert error.count("\n") == 1
 
 
-def test_ctrl_c_reports_the_finished_epochs(capsys, tmp_path, monkeypatch):
+def test_ctrl_c_reports_the_finished_epochs(capsys, small, tmp_path, monkeypatch):
     loop = utils.train
     calls = []
 
@@ -534,12 +548,12 @@ def test_ctrl_c_reports_the_finished_epochs(capsys, tmp_path, monkeypatch):
 
     monkeypatch.setattr(utils, "train", interrupted)
     status, out, _ = call(
-        capsys, "--model", "2", "--dry-run", "--epochs", "5",
-        "--output-dir", str(tmp_path),
+        capsys, "--model", small, "--dry-run", "--epochs", "5",
+        "--output-dir", str(tmp_path / "out"),
     )  # fmt: skip
     assert status == 130
     assert "Stopped in epoch 3: Ctrl-C" in out
-    (folder,) = tmp_path.iterdir()
+    (folder,) = (tmp_path / "out").iterdir()
     assert {path.name for path in folder.iterdir() if path.name != ".lock"} == FILES
     results = json.loads((folder / "results.json").read_text())
     assert (results["completed"], results["epochs_done"]) == (False, 2)

@@ -15,6 +15,7 @@ import argparse
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
@@ -22,7 +23,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,8 +36,9 @@ import train
 from errors import Error
 from support import files
 from support.history import duration
+from tests import forked
 
-EPOCHS = 3
+EPOCHS, LONGEST = 3, 300  # seconds of a run
 PIXEL = io.BytesIO()
 Image.new("RGB", (1, 1)).save(PIXEL, "PNG")
 NETWORK = """
@@ -58,6 +59,10 @@ class Small(nn.Sequential):
 """
 
 
+# Of four runs.
+KINDS = ((), (), (), ("--loader", "albumentations", "--workers", "2"))
+
+
 class TortureError(Error):
     """A run that lost something, or was not what it would have been."""
 
@@ -67,26 +72,8 @@ def spawn(arguments: Sequence[str], screen: Path) -> int:
 
     A fork, because importing PyTorch anew would take longer than the whole run.
     """
-    if number := os.fork():
-        # A group of its own, so that its workers can be killed with it. Both make it, whoever comes
-        # first: a kill may strike before the new process has run at all.
-        os.setpgid(number, number)
-        return number
-    status = 99
-    try:
-        os.setpgid(0, 0)
-        with open(screen, "wb") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        status = train.main(arguments)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except SystemExit as end:
-        status = end.code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+    with open(screen, "wb") as file:
+        return forked.fork(lambda: train.main(arguments), 0, file.fileno(), file.fileno())
 
 
 def wait(process: int, seconds: float) -> int | None:
@@ -159,7 +146,7 @@ class Torture:
         self.screen = root / "screen.txt"
         self.network = root / "small.py"
         self.network.write_text(NETWORK)
-        self.kills = self.resumed = self.finished = 0
+        self.rounds = self.kills = self.resumed = self.finished = 0
         self.undisturbed: dict[tuple[str, ...], tuple[str, float]] = {}
         drawn = PIXEL.getvalue()
         for name in ("curves", "confusion_matrix", "class_accuracy", "misclassified"):
@@ -178,7 +165,7 @@ class Torture:
         if kind not in self.undisturbed:
             output = self.root / f"undisturbed-{len(self.undisturbed)}"
             started = time.monotonic()
-            status = wait(spawn(self.arguments(output, kind), self.screen), 300)
+            status = wait(spawn(self.arguments(output, kind), self.screen), LONGEST)
             seconds = time.monotonic() - started
             self.expect(status == 0, status)
             (folder,) = output.iterdir()
@@ -189,22 +176,24 @@ class Torture:
         if not good:
             raise TortureError(f"exit status {status}:\n{self.screen.read_text()}")
 
-    def run(self, rounds: int) -> None:
-        """Until that many kills have hit a living training and the last run is finished."""
-        number = 0
-        while self.kills < rounds:
-            number += 1
-            kind = ("--loader", "albumentations", "--workers", "2") if number % 4 == 0 else ()
-            self.one_run(self.root / f"run-{number}", kind)
+    def run(self, rounds: int, kinds: Sequence[tuple[str, ...]] = KINDS) -> None:
+        """Until that many more kills have hit a living training; the last run is finished."""
+        self.rounds = self.kills + rounds
+        for kind in itertools.cycle(kinds):
+            if self.kills == self.rounds:
+                break
+            self.one_run(self.root / f"run-{self.finished}", kind)
 
     def one_run(self, output: Path, kind: tuple[str, ...]) -> None:
         wanted, seconds = self.reference(kind)
         arguments, folder = self.arguments(output, kind), None
         while True:
             process = spawn(arguments, self.screen)
-            status = wait(process, self.draw.uniform(0, seconds))
+            enough = self.kills == self.rounds
+            status = wait(process, LONGEST if enough else self.draw.uniform(0, seconds))
             if status is not None:
                 break
+            self.expect(not enough, status)
             self.kills += 1
             made = [path for path in output.glob("*") if path.is_dir()]
             if len(made) > 1:
