@@ -1,8 +1,13 @@
 """The trained networks for torch.hub, from any folder, with nothing but torch.
 
-network = torch.hub.load("REPOSITORY", "model_3", source="local")
-normalize = torch.hub.load("REPOSITORY", "normalize", source="local")
-probabilities = network(normalize(images)).softmax(dim=1)    # images: uint8 (N, 32, 32, 3), RGB
+What `python -m tools.export` writes needs no torch at all.
+
+    network = torch.hub.load("REPOSITORY", "model_3", source="local")
+    normalize = torch.hub.load("REPOSITORY", "normalize", source="local")
+    with torch.inference_mode():
+        probabilities = network(normalize(images)).softmax(dim=1)
+
+`images` are uint8 (N, 32, 32, 3), RGB.
 """
 
 import importlib.util
@@ -54,6 +59,9 @@ def normalize():
     mean, std = (_torch.tensor(settings[name]).view(3, 1, 1) for name in ("mean", "std"))
 
     def normalized(images: _torch.Tensor) -> _torch.Tensor:
+        if images.dtype != _torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            found = f"{images.dtype} {tuple(images.shape)}"
+            raise ValueError(f"wanted uint8 images (N, 32, 32, 3), RGB, got {found}")
         on = images.device
         return (images.permute(0, 3, 1, 2) / 255 - mean.to(on)) / std.to(on)
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -189,6 +190,7 @@ def test_metadata_and_figures_are_true(run, exported, sample):
         apart = np.abs(probabilities - answers(run, sample.test_images)).max()
         assert row["accuracy"] == pytest.approx(accuracy)
         assert row["bytes"] == file.stat().st_size
+        assert row["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
         assert row["largest_difference"] == pytest.approx(apart, rel=1e-3, abs=1e-6)
         assert row["milliseconds_for_one"] > 0
         assert row["images_a_second"] > 0
@@ -197,7 +199,7 @@ def test_metadata_and_figures_are_true(run, exported, sample):
         assert stored["classes"] == list(cifar10.CLASSES)
         assert (stored["mean"], stored["std"]) == (STATS["mean"], STATS["std"])
         assert (stored["network"], stored["parameters"]) == ("Small", parameters)
-        assert (stored["accuracy"], stored["evaluated"]) == (row["accuracy"], "test set")
+        assert (stored["accuracy"], stored["evaluated"]) == (row["accuracy"], "200 sample images")
         assert stored["commit_of_the_run"] == "0123abc"
     assert found["git_commit"] == provenance.environment()["git_commit"]
     table = (exported / "train.log").read_text()
@@ -247,13 +249,13 @@ def test_speeds_are_taken_in_turns_and_once_more_for_warming_up(monkeypatch):
 def test_ranges_come_from_images_that_the_network_was_trained_on(run, sample):
     trained = networks.load_trained(run, named=run / "small.py")
     kept, _ = utils.validation_split(1000, 300)
-    trained.settings["val_split"] = 300
+    trained.settings.update(val_split=300, data_sha256=cifar10.digests(sample))
     drawn = export.calibration_images(trained, sample, 600)
     places = {image.tobytes(): number for number, image in enumerate(sample.train_images)}
     numbers = [places[image.tobytes()] for image in drawn]
     assert len(set(numbers)) == 600
     assert set(numbers) <= set(kept)
-    trained.settings["val_split"] = None
+    trained.settings.update(val_split=45_000, data_sha256={})  # it held out other images
     assert len(export.calibration_images(trained, sample, 5000)) == 1000  # all there are
 
 
@@ -263,17 +265,15 @@ def test_methods_and_reduced_range_reach_the_file(run, exported, sample, capsys,
         return {each.name: numpy_helper.to_array(each) for each in graph.initializer}
 
     plain = scales(exported)
-    status, _, error = do_export(
-        run, tmp_path, capsys, "--calibration", "Percentile", "--reduce-range"
-    )
+    status, _, error = do_export(run, tmp_path, capsys, "--calibration", "MinMax", "--reduce-range")
     assert status == 0, error
-    other, name = scales(only(tmp_path)), "normalised_scale"
-    assert other[name] < plain[name]  # without the rarest values the steps are finer
+    other, name = scales(only(tmp_path)), f"{to_onnx.TAKES}_scale"
+    assert plain[name] < other[name]  # without the rarest values the steps are finer
     assert np.abs(plain["first.weight_quantized"]).max() == 127
     assert np.abs(other["first.weight_quantized"]).max() <= 64
     found = json.loads((only(tmp_path) / "export.json").read_text())
     quantised = found["networks"]["small"]["results"]["int8"]["quantised"]
-    assert quantised == {"method": "Percentile", "training_images": 1000, "reduce_range": True}
+    assert quantised == {"method": "MinMax", "training_images": 1000, "reduce_range": True}
 
 
 def test_what_a_run_held_out_is_evaluated(sample, capsys, tmp_path):
@@ -285,7 +285,7 @@ def test_what_a_run_held_out_is_evaluated(sample, capsys, tmp_path):
     images, labels = sample.train_images[out_of], sample.train_labels[out_of]
     right = 100 * (answers(run, images).argmax(axis=1) == labels).mean()
     assert re.search(rf"float32 .* {right:.2f} %", out)
-    assert "300 held-out images" in out
+    assert "300 sample images" in out
     # The file knows it too.
     file = only(tmp_path / "out") / "small.onnx"
     line = (file, "--split", "val", "--dry-run", "--output-dir", tmp_path / "more")
@@ -303,16 +303,18 @@ def test_what_a_run_held_out_is_evaluated(sample, capsys, tmp_path):
         ("x = x + torch.special.i1(x)", "ONNX has no operator for"),
         ("x = torch.cat([x[:1], x[1:]]) if len(x) > 2 else x", "fixes the number of images"),
         ("x = x * (2 if x.mean() > 1e9 else 1)", "decides by computed values"),
+        ("return self.forward_(x).double()", "another format than float32; end with .float()"),
     ],
 )
 def test_what_cannot_be_exported_is_named_in_a_line(forward, said, capsys, tmp_path):
     code = NETWORK.replace(
         "    def forward(self, x):\n", f"    def forward(self, x):\n        {forward}\n"
     )
+    code += "\n    def forward_(self, x):\n" + NETWORK.partition("def forward(self, x):\n")[2]
     run = make_run(tmp_path / "run", code)
     status, _, error = do_export(run, tmp_path / "out", capsys)
     assert status == 1
-    assert error.startswith("tools.export: error: Small cannot be exported: ")
+    assert error.startswith("tools.export: error: Small: it cannot be exported: ")
     assert said in error
     assert error.count("\n") == 1
     assert len(error) < 300
@@ -324,7 +326,7 @@ def test_a_file_that_answers_otherwise_is_not_written(run, capsys, tmp_path, mon
     monkeypatch.setattr(to_onnx, "complete", lambda model, mean, std: complete(model, std, mean))
     status, _, error = do_export(run, tmp_path, capsys)
     assert status == 1
-    assert "Small answers otherwise as an .onnx file: a probability differs by " in error
+    assert "Small answers otherwise as an .onnx file, by up to " in error
     assert error.count("\n") == 1
     assert not list(tmp_path.rglob("*.onnx"))
 
@@ -334,6 +336,140 @@ def test_two_networks_of_one_name_are_refused(run, capsys, tmp_path):
     status, _, error = call(export, capsys, *line)
     assert (status, error.count("\n")) == (2, 1)
     assert "two networks would be written as small.onnx" in error
+    status, _, error = call(export, capsys, "a/B.ONNX", "--output-dir", tmp_path)
+    assert (status, error.count("\n")) == (2, 1)
+    assert "a/B.ONNX is an .onnx file already" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_in_the_exporter_is_no_fault_of_the_network(run, capsys, tmp_path, monkeypatch):
+    def interrupted(*_: object, **__: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as stop:
+            raise RuntimeError("a step of the exporter failed") from stop
+
+    monkeypatch.setattr(torch.onnx, "export", interrupted)
+    status, _, error = do_export(run, tmp_path, capsys)
+    assert (status, error.strip()) == (130, "tools.export: interrupted")
+
+
+def test_networks_that_are_odd_but_right(sample, capfd, tmp_path):
+    """A grouped convolution that is used twice, and names that the graph might want for itself."""
+    code = NETWORK.replace("self.groups(x) + x", "self.groups(self.groups(x)) + self.scale * x")
+    code = code.replace(
+        "        self.dropout =",
+        "        self.scale = self.shift = self.raw = nn.Parameter(torch.ones(8, 1, 1))\n"
+        "        self.dropout =",
+    )
+    run = make_run(tmp_path / "run", code)
+    status, out, error = do_export(run, tmp_path / "out", capfd)
+    assert (status, error) == (0, "")
+    assert "int8" in out
+    for name, far in (("small", 1e-4), ("small_int8", 0.05)):
+        found = run_file(only(tmp_path / "out") / f"{name}.onnx", sample.test_images)
+        assert np.abs(found - answers(run, sample.test_images)).mean() < far
+
+
+def test_what_cannot_be_quantised_is_exported_in_float_alone(sample, capfd, tmp_path):
+    code = NETWORK.partition("    def __init__")[0] + (
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.weight = nn.Parameter(torch.randn(3, 10))\n\n"
+        "    def forward(self, x):\n"
+        "        return torch.einsum('nchw,ck->nk', x / 1024, self.weight)\n"
+    )
+    run = make_run(tmp_path / "run", code)
+    status, out, error = do_export(run, tmp_path / "out", capfd)
+    assert (status, error) == (0, "")
+    assert (
+        "small: no int8 file: it cannot be quantised: it has no convolution and no linear layer"
+        in out
+    )
+    folder = only(tmp_path / "out")
+    assert [path.name for path in folder.glob("*.onnx")] == ["small.onnx"]
+    assert (folder / "export.png").is_file()
+    found = run_file(folder / "small.onnx", sample.test_images)
+    np.testing.assert_allclose(found, answers(run, sample.test_images), atol=1e-4)
+
+
+def test_nan_and_a_bad_int8_are_told(run, capsys, tmp_path):
+    broken = tmp_path / "run"
+    shutil.copytree(run, broken)
+    weights = torch.load(broken / "weights.pt", weights_only=True)
+    weights["linear.bias"][3] = torch.nan
+    torch.save(weights, broken / "weights.pt")
+    line = (broken, "--model", run / "small.py", "--dry-run", "--output-dir", tmp_path / "out")
+    status, _, error = call(export, capsys, *line)
+    assert status == 1
+    assert error.endswith("weights.pt answers with NaN; nothing was exported\n")
+    rows = {"float32": {"accuracy": 92.0}, "int8": {"accuracy": 60.0}}
+    assert "int8 loses 32.0 points; try" in export.warning({"results": rows, "no_int8": ""})
+    rows["int8"]["accuracy"] = 91.5
+    assert export.warning({"results": rows, "no_int8": ""}) == ""
+
+
+GOOD = {"network": "Small", "classes": list(cifar10.CLASSES)}
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"network": "../../elsewhere"}, "network is '../../elsewhere'"),
+        ({"network": "a\nb\x1b[31m"}, "network is 'a"),
+        ({"network": 5}, "network is 5"),
+        ({"val_split": -5}, "val_split is -5"),
+        ({"val_split": True}, "val_split is True"),
+        ({"val_split": 10**9}, "val_split is 1000000000"),
+        ({"data_sha256": 7}, "data_sha256 is 7"),
+        ({"classes": "cat"}, "classes is 'cat'"),
+        ("[" * 100_000, "its metadata is no JSON"),
+        ("{", "its metadata is no JSON"),
+    ],
+)
+def test_metadata_of_somebody_else_is_not_believed(about, said, exported, capsys, tmp_path):
+    model = onnx.load(exported / "small.onnx")
+    stored = {"network": json.dumps("Small"), "classes": json.dumps(cifar10.CLASSES)}
+    if isinstance(about, str):
+        stored["network"] = about
+    else:
+        stored |= {name: json.dumps(value) for name, value in about.items()}
+    onnx.helper.set_model_props(model, stored)
+    onnx.save(model, tmp_path / "small.onnx")
+    line = (tmp_path / "small.onnx", "--dry-run", "--output-dir", tmp_path / "out")
+    status, _, error = call(evaluate, capsys, *line)
+    assert (status, error.count("\n")) == (2, 1)
+    assert f"small.onnx is damaged: {said}" in error.replace("\\n", "\n")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("r = Cast<to=1>(s) \n probabilities = Expand(r, t)", "answers with no probabilities"),
+        ("r = Cast<to=1>(s) \n probabilities = Reshape(r, t)", "fails at pictures"),
+    ],
+)
+def test_a_graph_that_lies_is_damaged(body, said, capsys, tmp_path):
+    """The right names and shapes, but the answers are none."""
+    head = '<ir_version: 10, opset_import: ["": 20]>'
+    graph = f"""g (uint8[N,32,32,3] images) => (float[N,10] probabilities) {{
+        s = ReduceMax<keepdims=0>(images, axes)
+        {body}
+    }}"""
+    graph = graph.replace("ReduceMax<keepdims=0>(images, axes)", "Shape(images)")
+    model = onnx.parser.parse_model(head + graph)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([7, 10]), "t"))
+    if "Expand" in body:
+        model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.array([1, 10]), "t"))
+        model.graph.node[0].CopyFrom(
+            onnx.helper.make_node("Constant", [], ["s"], value_floats=[3.0])
+        )
+    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in GOOD.items()})
+    onnx.save(model, tmp_path / "lie.onnx")
+    Image.new("RGB", (40, 50)).save(tmp_path / "x.png")
+    status, _, error = call(predict, capsys, tmp_path / "x.png", "--weights", tmp_path / "lie.onnx")
+    assert (status, error.count("\n")) == (2, 1)
+    assert f"lie.onnx {said}" in error
 
 
 def foreign(path: Path) -> None:
@@ -346,11 +482,11 @@ def foreign(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda path: path.unlink(), "is not there; python -m tools.export"),
+        (lambda path: path.unlink(), "is no file; python -m tools.export"),
         (lambda path: path.write_bytes(path.read_bytes()[:3000]), "is no whole .onnx file"),
         (lambda path: path.write_bytes(b""), "is no whole .onnx file"),
         (lambda path: path.write_text("weights"), "is no whole .onnx file"),
-        (foreign, "was not made by tools.export: wanted uint8 (N, 32, 32, 3)"),
+        (foreign, "was not made by tools.export: wanted images, uint8 (N, 32, 32, 3)"),
     ],
 )
 def test_a_file_of_no_use_is_told_in_a_line(damage, said, exported, capsys, tmp_path):
@@ -427,6 +563,7 @@ def test_the_committed_files_keep_what_they_promise(name, sample):
     assert network["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert network["commit_of_the_run"] == settings["git_commit"]
     assert results["int8"]["bytes"] == file.stat().st_size
+    assert results["int8"]["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert file.stat().st_size <= 1.3 * settings["parameters"] + 40 * 1024
     assert results["int8"]["accuracy"] >= results["PyTorch"]["accuracy"] - 0.2
     assert results["float32"]["accuracy"] == pytest.approx(results["PyTorch"]["accuracy"], abs=0.02)
@@ -454,6 +591,9 @@ def test_torch_hub_loads_our_networks_from_anywhere(name, sample, tmp_path, monk
     normalize = torch.hub.load(str(ROOT), "normalize", source="local", trust_repo=True)
     monkeypatch.undo()
     assert not network.training
+    for wrong in (torch.zeros(1, 32, 32, 3), torch.zeros(1, 3, 32, 32, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=r"wanted uint8 images \(N, 32, 32, 3\)"):
+            normalize(wrong)
     trained = networks.load_trained(name)
     images = sample.test_images[:20]
     wanted = torch.stack([trained.transform(image=image)["image"] for image in images])

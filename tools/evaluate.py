@@ -82,7 +82,7 @@ def load(weights: str | Path, model: str | None) -> networks.Trained | Exported:
     Raises:
         cli.UsageError: no such network, or it is damaged.
     """
-    if Path(weights).suffix != ".onnx":
+    if Path(weights).suffix.lower() != ".onnx":
         return networks.load_trained(weights, model)
     if model is not None:
         raise cli.UsageError(f"{weights} holds its network; leave out --model")

@@ -8,11 +8,13 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 from tqdm import tqdm
 
-from errors import UsageError
+from errors import UsageError, first_of
 
 INPUT, OUTPUT = "images", "probabilities"
 BATCH = 500  # images
@@ -37,6 +39,16 @@ def needed() -> Iterator[None]:
         ) from None
 
 
+class Metadata(BaseModel, strict=True):
+    """What is read of a file's metadata; a file may come from anybody."""
+
+    network: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
+    classes: list[str]
+    quantised: dict | None = None
+    val_split: Annotated[int, Field(gt=0, lt=50_000)] | None = None
+    data_sha256: dict | None = None
+
+
 class Exported:
     """A network in an .onnx file: it takes pixels, and gives probabilities.
 
@@ -52,16 +64,17 @@ class Exported:
         NotInstalledError: ONNX Runtime is not there.
     """
 
-    def __init__(self, file: Path | bytes, threads: int = 0) -> None:
+    def __init__(self, file: str | Path | bytes, threads: int = 0) -> None:
         with needed():
             import onnxruntime  # here: who asks for no .onnx file needs none of it
-        self.file = file if isinstance(file, Path) else "what was exported"
+        self.file = "what was exported" if isinstance(file, bytes) else Path(file)
+        onnxruntime.set_default_logger_severity(4)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 4
-        if isinstance(file, Path) and not file.is_file():
-            raise UsageError(f"{file} is not there; python -m tools.export RUN makes one")
+        if not isinstance(file, bytes) and not self.file.is_file():
+            raise UsageError(f"{file} is no file; python -m tools.export RUN makes one")
         try:
-            content = file if isinstance(file, bytes) else file.read_bytes()
+            content = file if isinstance(file, bytes) else self.file.read_bytes()
             self.session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has a dozen kinds of its own
             reason = " ".join(str(error).split())
@@ -70,17 +83,19 @@ class Exported:
             (each.name, each.type, each.shape[1:])
             for each in (*self.session.get_inputs(), *self.session.get_outputs())
         ]
-        wanted = [(INPUT, "tensor(uint8)", [32, 32, 3]), (OUTPUT, "tensor(float)", [10])]
+        if found != [(INPUT, "tensor(uint8)", [32, 32, 3]), (OUTPUT, "tensor(float)", [10])]:
+            raise UsageError(
+                f"{self.file} was not made by tools.export: wanted {INPUT}, uint8 (N, 32, 32, 3) "
+                f"in, and {OUTPUT}, float32 (N, 10) out"
+            )
         metadata = self.session.get_modelmeta().custom_metadata_map
         try:
             self.settings = {name: json.loads(value) for name, value in metadata.items()}
-        except ValueError:
-            found = []
-        if found != wanted or "network" not in self.settings:
-            raise UsageError(
-                f"{self.file} was not made by tools.export: wanted uint8 (N, 32, 32, 3) in and "
-                "float32 (N, 10) out, with metadata"
-            )
+            Metadata.model_validate(self.settings)
+        except ValidationError as error:
+            raise UsageError(f"{self.file} is damaged: {first_of(error)} in its metadata") from None
+        except (ValueError, RecursionError):
+            raise UsageError(f"{self.file} is damaged: its metadata is no JSON") from None
 
     @property
     def name(self) -> str:
@@ -97,10 +112,22 @@ class Exported:
 
         Args:
             title: of the progress bar; none without.
+
+        Raises:
+            UsageError: it fails at them, or answers with something else.
         """
         starts = range(0, len(images), BATCH)
-        shown = tqdm(starts, desc=title, unit="batch", leave=False, disable=None if title else True)
-        answers = [
-            self.session.run([OUTPUT], {INPUT: images[start : start + BATCH]})[0] for start in shown
-        ]
-        return np.concatenate(answers) if answers else np.zeros((0, 10), np.float32)
+        quiet = None if title else True
+        answers = [np.zeros((0, 10), np.float32)]
+        for start in tqdm(starts, desc=title, unit="batch", leave=False, disable=quiet):
+            batch = images[start : start + BATCH]
+            try:
+                (answer,) = self.session.run([OUTPUT], {INPUT: batch})
+            except Exception as error:
+                reason = " ".join(str(error).split())
+                raise UsageError(f"{self.file} fails at pictures: {reason:.200}") from None
+            sums = answer.sum(axis=1) if answer.shape == (len(batch), 10) else np.full(1, np.nan)
+            if not (answer.min(initial=0) >= 0 and np.abs(sums - 1).max(initial=0) < 1e-3):
+                raise UsageError(f"{self.file} answers with no probabilities: it is damaged")
+            answers.append(answer)
+        return np.concatenate(answers)
