@@ -124,6 +124,7 @@ LIMITS = {
         "--val-split": (1, None),
         "--download-timeout": FROM_ZERO,
     },
+    "tools.export": {"--calibration-images": (1, 5000)},
     "tools.bench": {"--images": (256, None), "--repetitions": (1, 100)},
     "tools.find_lr": {
         "--low": ABOVE_ZERO,
@@ -147,7 +148,7 @@ def parser_of(door: str, monkeypatch) -> argparse.ArgumentParser:
     return found[0]
 
 
-PARTS = ("pictures", "ways")  # of other tools
+PARTS = ("exported", "pictures", "to_onnx", "ways")  # of other tools
 COMMANDS = ["train", *(f"tools.{name}" for name in TOOLS if name not in PARTS)]
 
 

@@ -224,6 +224,7 @@ def test_the_picture_leads_each_network_from_float32_to_int8(monkeypatch):
     assert lines == [[[400, 90.5], [100, 90.25]], [[4000, 92.5], [1000, 92.25]]]
     assert [each.get_text() for each in axes.texts] == ["a: 90.50, 90.25 %", "b: 92.50, 92.25 %"]
     assert axes.get_ylim()[0] <= 90.25
+    assert axes.get_xlim()[1] > 4 * 4000  # there is room for the text
 
 
 def test_speeds_are_taken_in_turns_and_once_more_for_warming_up(monkeypatch):
@@ -575,6 +576,29 @@ def test_the_committed_files_keep_what_they_promise(name, sample):
     found = exported(sample.test_images)
     assert (found.argmax(axis=1) == wanted.argmax(axis=1)).mean() > 0.95
     assert np.abs(found - wanted).mean() < 0.01
+
+
+def test_docs_tell_the_committed_figures():
+    found = json.loads((ROOT / "output/reference/export/export.json").read_text())
+    page, ratios = (ROOT / "docs/export.md").read_text(), []
+    for name in OURS:
+        results = found["networks"][name]["results"]
+        for kind, row in results.items():
+            size = f"{row['bytes'] / 1024:,.0f}" if "bytes" in row else ""
+            assert (
+                f"| {name}, {kind} | {size} | {row['accuracy']:.2f} % "
+                f"| {row['milliseconds_for_one']:.2f} ms | {row['images_a_second']:,.0f} |"
+            ) in page
+        eager, float32, int8 = results.values()
+        one = eager["milliseconds_for_one"] / int8["milliseconds_for_one"]
+        ratios.append((one, int8["images_a_second"] / float32["images_a_second"]))
+    for each in zip(*ratios, strict=True):
+        least, most = min(each), max(each)
+        assert re.search(rf"{least:.1f}\s(\(model 3\)\s)?to {most:.1f} times", page)
+    assert found["command"].split()[1:4] == ["-m", "tools.export", "model_1"]
+    small = found["networks"]["model_3"]["results"]["int8"]
+    size = f"{small['bytes'] / 1024:.0f} KiB, {small['accuracy']:.2f} %"
+    assert f"(model 3: {size})" in (ROOT / "README.md").read_text()
 
 
 def test_the_committed_files_are_small():

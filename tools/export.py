@@ -239,7 +239,7 @@ def table(exported: dict[str, dict]) -> str:
 def picture(exported: dict[str, dict], title: str) -> bytes:
     """Accuracy against the size of the file: from float32 to int8, a line for each network."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axes = figure.subplots()
+    axes, widest = figure.subplots(), 0.0
     for name, network in exported.items():
         rows = [row for kind, row in network["results"].items() if kind in KINDS]
         sizes = [row["bytes"] / 1024 for row in rows]
@@ -247,9 +247,10 @@ def picture(exported: dict[str, dict], title: str) -> bytes:
         (line,) = axes.plot(sizes, accuracies, alpha=0.5)
         for marker, *point in zip("os", sizes, accuracies, strict=False):
             axes.plot(*point, marker, color=line.get_color(), ms=8)
-        middle = float(np.exp(np.log(sizes).mean())), max(accuracies)
         text = f"{name}: {', '.join(f'{each:.2f}' for each in accuracies)} %"
-        axes.annotate(text, middle, (0, 8), textcoords="offset points", ha="center")
+        end = sizes[0], accuracies[0]
+        axes.annotate(text, end, (9, 0), textcoords="offset points", va="center")
+        widest = max(widest, sizes[0])
     for kind, marker in zip(KINDS, "os", strict=True):
         axes.plot([], [], marker, color="grey", label=kind)
     low, high = axes.get_ylim()
@@ -258,7 +259,7 @@ def picture(exported: dict[str, dict], title: str) -> bytes:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.2)
+    axes.set_xlim(right=8 * widest)  # room for the text
     axes.grid(alpha=0.3, which="both")
     axes.legend(loc="lower right")
     return plots.png(figure)
