@@ -141,6 +141,13 @@ LIMITS = {
         "--seed": SEED,
     },
     "tools.minutes": {"--target": ABOVE_ZERO},
+    "tools.search": {
+        "--epochs": (1, 10_000),
+        "--seeds": (1, 1000),
+        "--trials": (1, 100_000),
+        "--val-split": (1, None),
+        "--jobs": (1, 256),
+    },
     "tools.usual": {"--epochs": (1, 10_000), "--until": ABOVE_ZERO, "--seed": SEED},
 }
 FLAGS = [(door, flag, *ends) for door, named in LIMITS.items() for flag, ends in named.items()]
@@ -156,7 +163,7 @@ def parser_of(door: str, monkeypatch) -> argparse.ArgumentParser:
     return found[0]
 
 
-PARTS = ("pictures", "ways")  # of other tools
+PARTS = ("findings", "pictures", "studies", "trials", "ways")  # of other tools
 COMMANDS = ["train", *(f"tools.{name}" for name in TOOLS if name not in PARTS)]
 
 
