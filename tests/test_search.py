@@ -4,6 +4,7 @@ Most trainings are those of fake_train.py, which ends in no time and whose accur
 """
 
 import csv
+import io
 import json
 import os
 import re
@@ -22,8 +23,13 @@ from types import SimpleNamespace
 import numpy as np
 import optuna
 import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
 from scipy import stats
 
+import networks
+import plots
 import runs
 import train
 import utils
@@ -337,7 +343,7 @@ def test_only_seeds_that_both_have_are_compared():
 
 
 def test_the_verdict_names_what_is_beyond_twice_the_error():
-    near = [value + step for value, step in zip(FIRST, [0.3, -0.3, 0.2, 0.1], strict=True)]
+    near = [value + step for value, step in zip(FIRST, [0.3, 0.1, -0.05, 0.2], strict=True)]
     far = [value - 2 - step for value, step in zip(FIRST, [0.1, 0.2, 0.3, 0.1], strict=True)]
     told = findings.verdict(rows_of(FIRST, SECOND, near, far))
     assert "lr=1: more than twice the standard error better than lr=0." in told
@@ -431,7 +437,8 @@ def test_a_hopeless_trial_is_pruned_and_a_good_one_is_not(fake, call, monkeypatc
     assert first[-1] == "lr=0.1"
 
 
-def test_without_pruning_every_trial_is_trained_and_trials_is_kept_exactly(fake, call):
+def test_without_pruning_every_trial_is_trained_and_trials_is_kept_exactly(fake, call, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "0.1")
     arguments = ("--tune", "lr=0.001:0.2", "--no-pruning", "--jobs", 3)
     assert call(*arguments, "--trials", 8)[0] == 0
     assert len(table_of(fake)) == 8
@@ -502,6 +509,70 @@ def test_an_interrupted_search_goes_on_at_once(number, fake, call, monkeypatch):
     assert {(row["state"], row["epochs"]) for row in rows} == {("COMPLETE", "4")}
 
 
+@pytest.mark.usefixtures("no_findings")
+def test_a_real_training_is_an_ordinary_run(network, tmp_path, capsys, sample):
+    """Its held-out accuracy is that of its weights on those images."""
+    arguments = ["--model", network, "--dry-run", "--epochs", 1, "--output-dir", tmp_path]
+    arguments += ["--grid", "lr=0.04", "--seeds", 1]
+    status, _, error = call_main(search.main, capsys, arguments)
+    assert (status, error) == (0, "")
+    (row,) = table_of(tmp_path)
+    assert (row["lr"], row["seed"], row["state"], row["epochs"]) == ("0.04", "0", "COMPLETE", "1")
+    trained = networks.load_trained(row["folder"], str(network))
+    _, held_out = utils.validation_split(1000, 200)
+    images = [trained.transform(image=image)["image"] for image in sample.train_images[held_out]]
+    with torch.inference_mode():
+        found = trained.network(torch.stack(images)).argmax(dim=1).numpy()
+    right = (found == sample.train_labels[held_out]).sum()
+    assert right / 2 == pytest.approx(float(row["accuracy"]), abs=0.5)  # two, in bfloat16
+    settings = json.loads((Path(row["folder"]) / "settings.json").read_text())
+    assert (settings["seed"], settings["recipe"]["lr"], settings["val_split"]) == (0, 0.04, 200)
+    assert json.loads((Path(row["folder"]) / "results.json").read_text())["evaluated"] == "val"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_real_training_that_diverges_says_what_a_search_looks_for(network, tmp_path, capsys):
+    arguments = ["--model", network, "--dry-run", "--epochs", 1, "--output-dir", tmp_path]
+    status, _, error = call_main(train.main, capsys, [*arguments, "--set", "lr=1e14"])
+    assert status == 1
+    assert trials.DIVERGED in error.splitlines()[-1].partition("error: ")[2]
+
+
+def test_a_training_that_somebody_stops_goes_on(fake, call, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "0.3")
+
+    def stop() -> None:
+        while not (found := list(fake.glob("search/*/*/*/log.csv"))):
+            time.sleep(0.01)
+        told = json.loads(found[0].with_name("settings.json").read_text())
+        os.kill(told["pid"], signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    status, out, _ = call("--grid", "lr=0.1", "--seeds", 1, "--epochs", 3)
+    thread.join()
+    assert status == 0
+    assert "trial 0 (lr=0.1, seed 0): 75.00 %" in out
+    assert starts_of(fake) == [["began", "resumed"]]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_bar_counts_epochs_and_trials_of_all_workers():
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    study, state = optuna.create_study(direction="maximize"), optuna.trial.TrialState
+    complete, pruned, failed, running, _running = (study.ask() for _ in range(5))
+    study.enqueue_trial({"lr": 0.1})
+    for trial, epochs in ((complete, 4), (pruned, 2), (failed, 3), (running, 1)):
+        for epoch in range(1, epochs + 1):
+            trial.report(80.0, epoch)
+    study.tell(complete, 80.0)
+    study.tell(pruned, state=state.PRUNED)
+    study.tell(failed, state=state.FAIL)
+    args = SimpleNamespace(epochs=4, trials=10, jobs=1)
+    found = trials.Search(args, None, study, None, Path(), [])._progress()
+    assert found == (4 + 4 + 1, "2 of 10 trials done, 2 running, 1 pruned")
+
+
 # ---------------------------------------------------------------- several workers
 
 
@@ -517,27 +588,31 @@ def fork(work: Callable[[], object]) -> int:
     return child
 
 
-def two_workers_one_killed(network: Path, out: Path, url: list, monkeypatch) -> list[dict]:
-    """The first worker is killed in its second training; the second ends the grid."""
+def two_workers_one_killed(network: Path, outs: list[Path], url: list, monkeypatch) -> list[dict]:
+    """The first worker is killed in its second training; the second ends the grid.
+
+    Where each has a folder of its own, the first one's is out of reach then, as on another machine.
+    """
     monkeypatch.setenv("FAKE_SECONDS", "0.15")
-    arguments = ["--model", network, "--dry-run", "--epochs", 2, "--output-dir", out, *url]
-    arguments += ["--grid", "lr=0.1,0.05,0.02", "--seeds", 2]
-    arguments = list(map(str, arguments))
-    workers = [fork(lambda: search.main(arguments)) for _ in range(2)]
+    arguments = ["--model", network, "--dry-run", "--epochs", 2, *url]
+    arguments += ["--grid", "lr=0.1,0.05,0.02", "--seeds", 2, "--output-dir"]
 
-    def trained() -> int:
-        return len(list(out.glob("search/*/*/*/results.json")))
+    def begin(out: Path) -> int:
+        return fork(lambda: search.main(list(map(str, [*arguments, out]))))
 
-    while trained() < 2:
+    workers = [begin(outs[0]), begin(outs[-1])]
+    while sum(len(list(out.glob("search/*/*/*/results.json"))) for out in set(outs)) < 2:
         time.sleep(0.01)
         assert os.waitpid(workers[0], os.WNOHANG) == (0, 0), "it ended by itself"
     os.kill(workers[0], signal.SIGKILL)
+    if len(outs) > 1:
+        outs[0].rename(outs[0].with_name("out-of-reach"))
     assert [os.waitstatus_to_exitcode(os.waitpid(w, 0)[1]) for w in workers] == [-9, 0]
-    return table_of(out)
+    return table_of(outs[-1])
 
 
-def each_once(rows: list[dict], out: Path) -> None:
-    """Every point of that grid is there once, and no training was done twice."""
+def each_once(rows: list[dict]) -> None:
+    """Every point of that grid is there once, trained to its end."""
     wanted = {(lr, seed) for lr in ("0.1", "0.05", "0.02") for seed in ("0", "1")}
     complete = [(row["lr"], row["seed"]) for row in rows if row["state"] == "COMPLETE"]
     assert sorted(complete) == sorted(wanted)
@@ -546,8 +621,6 @@ def each_once(rows: list[dict], out: Path) -> None:
         lr, seed = float(row["lr"]), int(row["seed"])
         assert float(row["accuracy"]) == pytest.approx(accuracy(lr, seed, 2))
         assert row["epochs"] == "2"
-    finished = list(out.glob("search/*/*/*/results.json"))
-    assert len(finished) == 6
 
 
 @pytest.fixture
@@ -558,7 +631,8 @@ def no_findings(monkeypatch) -> None:
 
 @pytest.mark.usefixtures("no_findings")
 def test_two_workers_on_sqlite_one_of_them_killed(network, fake, monkeypatch):
-    each_once(two_workers_one_killed(network, fake, [], monkeypatch), fake)
+    each_once(two_workers_one_killed(network, [fake], [], monkeypatch))
+    assert len(list(fake.glob("search/*/*/*/results.json"))) == 6  # none was trained twice
 
 
 SERVERS = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
@@ -595,9 +669,10 @@ def postgres() -> Iterator[str]:
 
 @pytest.mark.usefixtures("no_findings")
 def test_two_workers_on_postgresql_one_of_them_killed(network, fake, postgres, monkeypatch):
-    rows = two_workers_one_killed(network, fake, ["--storage", postgres], monkeypatch)
-    each_once(rows, fake)
-    assert not list(fake.glob("search/*.db"))
+    """They share nothing else, as on two machines."""
+    outs = [fake / "first", fake / "second"]
+    each_once(two_workers_one_killed(network, outs, ["--storage", postgres], monkeypatch))
+    assert not list(fake.glob("*/search/*.db"))
 
 
 def quiet_study(url: str, name: str = "a") -> tuple:
@@ -698,7 +773,8 @@ def test_a_worker_that_died_before_its_first_sign_of_life_is_noticed(tmp_path, m
 
 def test_a_training_that_outlived_its_search_is_waited_for(fake, call, monkeypatch):
     """The search was killed, its training was not: nobody trains beside it in its folder."""
-    monkeypatch.setenv("FAKE_SECONDS", "0.3")
+    monkeypatch.setenv("FAKE_SECONDS", "1.2")
+    monkeypatch.setattr(studies, "GRACE", 1)
     command = ("--grid", "lr=0.1", "--seeds", 1, "--epochs", 4)
     child = fork(lambda: call(*command)[0])
     while not (logs := list(fake.glob("search/*/*/*/log.csv"))):
@@ -710,3 +786,125 @@ def test_a_training_that_outlived_its_search_is_waited_for(fake, call, monkeypat
     assert logs[0].with_name("results.json").exists()
     (row,) = table_of(fake)
     assert (row["state"], row["epochs"]) == ("COMPLETE", "4")
+
+
+# ---------------------------------------------------------------- pictures
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[Figure]:
+    """The figures, which `plots.png` hands on instead of PNG."""
+    figures = []
+    monkeypatch.setattr(plots, "png", lambda figure: figures.append(figure) or figure)
+    return figures
+
+
+def tuned(count: int = 12) -> list[SimpleNamespace]:
+    """Trials of --tune: every third was pruned after the second of four epochs."""
+    found = []
+    for number in range(count):
+        lr, pruned = 0.001 * 1.5**number, number % 3 == 2
+        state, optimizer = "PRUNED" if pruned else "COMPLETE", ("sgd", "muon")[number % 2]
+        trial = trial_of(number, accuracy(lr, 0, 4), state, lr=lr, optimizer=optimizer)
+        epochs = range(1, 3 if pruned else 5)
+        trial.intermediate_values = {epoch: accuracy(lr, 0, epoch) for epoch in epochs}
+        found.append(trial)
+    return found
+
+
+SPACE = [P("lr", (), 0.001, 0.2, True), P("optimizer", ("muon", "sgd"))]
+
+
+def legend_of(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_panel_for_each_parameter(drawn):
+    findings.parameters_picture(SPACE, tuned())
+    left, right = drawn[0].axes[:2]
+    assert [axes.get_xlabel() for axes in (left, right)] == ["lr", "optimizer"]
+    assert left.get_xscale() == "log"
+    ended = [trial for trial in tuned() if trial.state.name == "COMPLETE"]
+    points, best, pruned = left.get_lines()
+    assert list(points.get_xdata()) == [trial.params["lr"] for trial in ended]
+    assert list(points.get_ydata()) == [trial.value for trial in ended]
+    top = max(ended, key=lambda trial: trial.value)
+    assert (list(best.get_xdata()), list(best.get_ydata())) == ([top.params["lr"]], [top.value])
+    wanted = [trial.params["lr"] for trial in tuned() if trial.state.name == "PRUNED"]
+    assert list(pruned.get_xdata()) == wanted
+    assert [text.get_text() for text in right.get_xticklabels()] == ["muon", "sgd"]
+    values = dict(zip(("muon", "sgd"), right.lines[1].get_ydata(), strict=True))
+    for name, mean in values.items():
+        group = [trial.value for trial in ended if trial.params["optimizer"] == name]
+        assert mean == pytest.approx(np.mean(group))
+    shown = ["a training", "the best", "pruned (4)", "mean ± deviation"]
+    assert sorted(legend_of(drawn[0])) == sorted(shown)
+
+
+def test_all_epochs_of_all_trials_with_the_pruned_ones_faint(drawn):
+    findings.epochs_picture(tuned(), [])
+    lines = drawn[0].axes[0].get_lines()
+    wanted = sorted(list(trial.intermediate_values.items()) for trial in tuned())
+    assert sorted(list(zip(*line.get_data(), strict=True)) for line in lines) == wanted
+    for line in lines:
+        pruned = len(line.get_xdata()) == 2
+        assert (line.get_alpha() == 0.3) == (line.get_color() == "grey") == pruned
+    legend = legend_of(drawn[0])
+    assert len(legend) == 8 + 1
+    best = max((t for t in tuned() if t.number % 3 != 2), key=lambda trial: trial.value)
+    assert legend[0] == f"{studies.label(best.params)}: {best.value:.2f}"
+    assert legend[-1] == "pruned"
+
+
+def test_seeds_of_a_setting_share_a_colour(drawn):
+    found = [
+        trial_of(n, 80.0 + n % 3 + n // 6, lr=(0.1, 0.2)[n // 3], seed=n % 3) for n in range(6)
+    ]
+    for trial in found:
+        trial.intermediate_values = {1: trial.value}
+    findings.epochs_picture(found, [{"lr": 0.1}, {"lr": 0.2}])
+    colours = [line.get_color() for line in drawn[0].axes[0].get_lines()]
+    assert [len(set(colours[:3])), len(set(colours[3:])), len(set(colours))] == [1, 1, 2]
+    assert sorted(legend_of(drawn[0])) == ["lr=0.1", "lr=0.2"]
+
+
+@quiet
+def test_importance_is_the_share_of_the_variance_or_a_reason(drawn):
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    study = optuna.create_study(direction="maximize")
+    space = [P("lr", (), 0.0, 1.0), P("dropout", (), 0.0, 1.0)]
+    assert findings.importance(study, space[:1]) == "it takes two parameters"
+    for number in range(40):
+        if number == 9:
+            wanted = "it takes 10 trials that were trained to the end, there are 9"
+            assert findings.importance(study, space) == wanted
+        trial = study.ask()
+        lr, dropout = (parameter.suggest(trial) for parameter in space)
+        study.tell(trial, 80 + 10 * lr + 0.1 * dropout)
+    shares = findings.importance(study, space)
+    assert shares["lr"] > 0.9
+    assert sum(shares.values()) == pytest.approx(1)
+    findings.importance_picture(shares, 40)
+    axes = drawn[0].axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["dropout", "lr"]
+    assert [bar.get_width() for bar in axes.patches] == [
+        100 * shares["dropout"],
+        100 * shares["lr"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: findings.parameters_picture(SPACE, tuned()),
+        lambda: findings.parameters_picture(SPACE[:1], tuned(1)),
+        lambda: findings.epochs_picture(tuned(), []),
+        lambda: findings.epochs_picture(tuned(1), []),
+        lambda: findings.importance_picture({"a_long_parameter": 1.0, "b": 0.0}, 10),
+    ],
+)
+def test_nothing_is_clipped(draw):
+    pixels = np.asarray(Image.open(io.BytesIO(draw())).convert("RGB"))
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    assert min(pixels.shape[:2]) > 150
+    assert (edge == 255).all()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import filelock
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy import stats
 
 import plots
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 BEST = 10  # trials of --tune in the table; as many settings have a colour
 ENOUGH = 10  # complete trials, before importance means anything
+COLOURS = [*(f"C{number}" for number in (0, 1, 2, 3, 4, 5, 6, 8, 9)), "black"]  # C7 is grey
 FAINT = {"color": "grey", "alpha": 0.3, "linewidth": 0.8}
 
 
@@ -107,7 +108,7 @@ def verdict(rows: Sequence[dict]) -> str:
             f"{names}: one seed tells nothing, since another seed would change the accuracy too; "
             "give --seeds 3 or more."
         )
-    return " ".join(parts)
+    return "\n".join(parts)
 
 
 def _table(lines: Sequence[Sequence[str]]) -> str:
@@ -220,19 +221,27 @@ def parameters_picture(space: Sequence[Parameter], trials: Sequence["FrozenTrial
                 where, [0.02] * len(pruned), "|", transform=axes.get_xaxis_transform(), **look
             )
         tried = [value for value in parameter.values if parameter.low is not None]
-        if parameter.log or (tried and min(tried) > 0 and max(tried) / min(tried) >= 10):
-            axes.set_xscale("log")
         if names:
             axes.set_xticks(range(len(names)), names)
+        elif parameter.log:
+            axes.set_xscale("log")
+            wide = parameter.high / parameter.low > 300
+            axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         elif tried and len(tried) <= 8:
+            if min(tried) > 0 and max(tried) / min(tried) >= 10:
+                axes.set_xscale("log")
             axes.set_xticks(tried, [short(value) for value in tried])
             axes.minorticks_off()
         axes.margins(x=0.12, y=0.1)
         axes.set(xlabel=key, ylabel="accuracy (%)")
         axes.tick_params(labelleft=True)
         axes.grid(alpha=0.3)
-    handles, names = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4)
+    known = {}
+    for axes in grid.flat:
+        known |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(known.values(), known, loc="outside lower center", ncols=4)
     return plots.png(figure)
 
 
@@ -276,28 +285,28 @@ def epochs_picture(trials: Sequence["FrozenTrial"], settings: Sequence[dict]) ->
         params = {key: value for key, value in trial.params.items() if key != "seed"}
         return label(params) if settings else f"{label(params)}: {trial.value:.2f}"
 
-    names = list(dict.fromkeys(map(named, best_first(trials))))[:BEST]
-    told = set()
+    ranking = list(dict.fromkeys(map(named, best_first(trials))))
+    known, longest = {}, 1
     for trial in sorted(trials, key=lambda trial: trial.state.name == "COMPLETE"):
         if not trial.intermediate_values:
             continue
         epochs, values = zip(*sorted(trial.intermediate_values.items()), strict=True)
-        look = FAINT
-        if trial.state.name == "COMPLETE":
-            name = named(trial)
-            look = {"color": plots.TRAIN, "linewidth": 1, "alpha": 0.4, "zorder": 2}
-            if name in names:
-                look = {"color": f"C{names.index(name)}", "linewidth": 1.6, "zorder": 3}
-                look["label"] = None if name in told else name
-                told.add(name)
-        axes.plot(epochs, values, marker="o", ms=3, **look)
-    faint = sum(trial.state.name == "PRUNED" for trial in trials)
-    if faint:
-        axes.plot([], [], label=f"pruned ({faint})", **FAINT)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        longest = max(longest, *epochs)
+        name, look = "pruned", FAINT
+        if trial.state.name in ("RUNNING", "WAITING"):
+            name, look = "not at its end", FAINT | {"linestyle": ":"}
+        elif trial.state.name == "COMPLETE":
+            name, look = "others", {"color": "skyblue", "linewidth": 1}
+            if (place := ranking.index(named(trial))) < BEST:
+                name, look = ranking[place], {"color": COLOURS[place], "linewidth": 1.6}
+        (line,) = axes.plot(epochs, values, marker="o", ms=3, **look)
+        known.setdefault(name, line)
+    axes.set_xlim(0.5, longest + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[1]:
-        figure.legend(loc="outside right upper", fontsize=8)
+    shown = [*(name for name in ranking if name in known), "others", "pruned", "not at its end"]
+    known = {name: known[name] for name in shown if name in known}
+    figure.legend(known.values(), known, loc="outside right upper", fontsize=8)
     return plots.png(figure)
 
 

@@ -283,11 +283,6 @@ def _open_sqlite(url: str, file: Path) -> "RDBStorage":
     file.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{file}.lock"):  # its tables are made once
         storage = _connect(url, {"connect_args": {"timeout": BUSY}})
-    storage.engine.dispose()
-
-    @sqlalchemy.event.listens_for(storage.engine, "connect")
-    def leave_it_to_us(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None
 
     @sqlalchemy.event.listens_for(storage.engine, "begin")
     def begin(connection: sqlalchemy.Connection) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
 ERRORS = "errors.txt"  # of a trial: what train.py wrote to standard error
+DIVERGED = "the training diverged"  # what train.py says of a loss that became nan
 TRAIN = [sys.executable, str(HERE / "train.py")]
 POLL = 0.5  # seconds between looks at a training
 # Exit statuses of a training that somebody interrupted; the negative ones during its imports.
@@ -273,7 +274,7 @@ class Search:
         said = next((line for line in reversed(lines) if "error:" in line.lower()), "")
         how = f"signal {-status} ended it" if status < 0 else f"it ended with status {status}"
         said = said.partition("error: ")[2] or said or how
-        if "the training diverged" not in said:
+        if DIVERGED not in said:
             raise TrainingError(f"trial {trial.number} in {place}: {said}")
         trial.set_user_attr("diverged", said)
         raise optuna.TrialPruned("diverged")
@@ -289,7 +290,7 @@ class Search:
                 return leftover
             command = ["--resume", str(run), "--model", str(self.network.file)]
             command += [f"--device={self.args.device}"] if self.args.device else []
-        with open(place / ERRORS, "ab") as errors:
+        with open(place / ERRORS, "wb") as errors:
             return subprocess.Popen(
                 [*TRAIN, *command],
                 stdin=subprocess.DEVNULL,
