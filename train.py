@@ -168,9 +168,9 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
                 seconds = middle - started, time.perf_counter() - middle
                 history.add(scheduler.get_last_lr()[0], trained, evaluation, seconds)
                 state.save(run)
-            evaluated = test_set
-            if evaluation is None or reported is not test_set:
-                evaluation = evaluate(*test_set)
+            evaluated = reported if args.no_test else test_set
+            if evaluation is None or evaluated is not reported:
+                evaluation = evaluate(*evaluated)
         except (KeyboardInterrupt, RuntimeError) as error:
             (team, stopped), evaluated = team.after(error), reported
             any_epoch, done = state.restore(run, team), len(history.rows)

@@ -73,6 +73,7 @@ def parser() -> cli.ArgumentParser:
         help="hold out N training images and report them each epoch; the test set is read once, "
         "at the end",
     )
+    add("--no-test", action="store_true", help="with --val-split: the test set is not read at all")
     add(
         "--download-timeout",
         type=cli.real_number(positive=False),
@@ -96,8 +97,10 @@ def choose(args: argparse.Namespace) -> tuple[str, int]:
     """The model and the epochs: as the flags say, or asked for.
 
     Raises:
-        UsageError: nobody is there to answer.
+        UsageError: nobody is there to answer, or there is nothing to evaluate.
     """
+    if args.no_test and args.val_split is None:
+        raise UsageError("--no-test leaves nothing to evaluate; hold images out with --val-split N")
     model, epochs = args.model, args.epochs
     if not parallel.answers() and (model is None or (epochs is None and not args.dry_run)):
         raise UsageError(

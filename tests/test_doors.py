@@ -133,6 +133,13 @@ LIMITS = {
         "--seed": SEED,
     },
     "tools.minutes": {"--target": ABOVE_ZERO},
+    "tools.search": {
+        "--epochs": (1, 10_000),
+        "--seeds": (1, 1000),
+        "--trials": (1, 100_000),
+        "--val-split": (1, None),
+        "--jobs": (1, 256),
+    },
     "tools.usual": {"--epochs": (1, 10_000), "--until": ABOVE_ZERO, "--seed": SEED},
 }
 FLAGS = [(door, flag, *ends) for door, named in LIMITS.items() for flag, ends in named.items()]
@@ -148,7 +155,8 @@ def parser_of(door: str, monkeypatch) -> argparse.ArgumentParser:
     return found[0]
 
 
-PARTS = ("exported", "pictures", "to_onnx", "ways")  # of other tools
+# Of other tools.
+PARTS = ("exported", "findings", "pictures", "studies", "to_onnx", "trials", "ways")
 COMMANDS = ["train", *(f"tools.{name}" for name in TOOLS if name not in PARTS)]
 
 
