@@ -7,6 +7,7 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -18,7 +19,8 @@ class Browser:
 
     def __init__(self, profile: Path) -> None:
         self.problems: list[str] = []  # what the page's console tells of errors
-        self._number, self._buffer, self._events = 0, b"", []
+        self._number, self._buffer, self._loaded = 0, b"", False
+        self._asked_for: list[str] = []
         theirs, self._to = os.pipe()
         self._from, ours = os.pipe()
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
@@ -56,7 +58,7 @@ class Browser:
         assert "error" not in answer, answer
         return answer["result"]
 
-    def _until(self, wanted) -> dict:
+    def _until(self, wanted: Callable[[dict], bool]) -> dict:
         end = time.monotonic() + WAIT
         while True:
             while b"\0" in self._buffer:
@@ -72,8 +74,10 @@ class Browser:
 
     def _note(self, message: dict) -> None:
         method, said = message.get("method"), message.get("params", {})
-        if method == "Network.requestWillBeSent":
-            self._events.append(said["request"]["url"])
+        if method == "Page.loadEventFired":
+            self._loaded = True
+        elif method == "Network.requestWillBeSent":
+            self._asked_for.append(said["request"]["url"])
         elif method == "Log.entryAdded" and said["entry"]["level"] in ("error", "warning"):
             self.problems.append(said["entry"]["text"])
         elif method == "Runtime.consoleAPICalled" and said["type"] in ("error", "warning"):
@@ -83,21 +87,16 @@ class Browser:
 
     def open(self, file: Path, width: int = 1400, night: bool = False) -> list[str]:
         """Loads a file in a window of so many pixels; returns what it asked for but data URIs."""
-        self._events.clear()
+        self._asked_for.clear()
         size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 700}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if night else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        os.write(
-            self._to,
-            json.dumps(
-                {"id": 0, "method": "Page.navigate", "params": {"url": file.as_uri()}}
-                | self._session
-            ).encode()
-            + b"\0",
-        )
-        self._until(lambda message: message.get("method") == "Page.loadEventFired")
-        return [url for url in self._events if not url.startswith("data:")]
+        self._loaded = False
+        self.call("Page.navigate", url=file.as_uri())
+        if not self._loaded:
+            self._until(lambda message: message.get("method") == "Page.loadEventFired")
+        return [url for url in self._asked_for if not url.startswith("data:")]
 
     def ask(self, script: str) -> object:
         """The value of a JavaScript expression in the page."""
