@@ -113,8 +113,8 @@ def pictures(folder: Path, rows: list[dict], target: float | None) -> list[dict]
             content = path.read_bytes()
             with Image.open(path, formats=["PNG"]) as image:
                 image.load()
-        except (OSError, SyntaxError, ValueError):  # missing, or damaged
-            continue
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            continue  # missing, or damaged
         said = image.info
         title, text = PICTURES.get(name, (said.get("Title") or name, name))
         if name == "curves" and rows:
