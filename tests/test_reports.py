@@ -461,6 +461,8 @@ def test_the_index_has_the_newest_first_with_its_figures_and_links(tmp_path):
 def test_an_empty_folder_has_an_index(tmp_path):
     page = indexed(tmp_path)
     assert page.texts("h1") == ["0 runs"]
+    make(tmp_path, "a")
+    assert indexed(tmp_path).texts("h1") == ["1 run"]
     assert page.all("table") == []
 
 
