@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 import utils
 from cifar10 import CLASSES
 from fast.batched import A
+from support.history import History
 
 TRAIN, TEST, MARK = "tab:blue", "tab:orange", "tab:green"
 
@@ -29,6 +30,7 @@ def curves(history: list[dict], split: str, target: float, title: str) -> bytes:
     # One epoch is a point; it needs a marker to be seen.
     style = {"marker": "o", "markersize": 3}
     figure = Figure(figsize=(15, 4.4), layout="constrained")
+    figure.set_label(told_curves(history, split, target))
     figure.suptitle(title)
     loss, accuracy, rate = figure.subplots(1, 3)
     for axes, name in ((loss, "loss"), (accuracy, "acc")):
@@ -53,6 +55,21 @@ def curves(history: list[dict], split: str, target: float, title: str) -> bytes:
     return png(figure)
 
 
+def told_curves(history: list[dict], split: str, target: float | None) -> str:
+    """The curves in words; see `curves`."""
+    values = [row[f"{split}_acc"] for row in history]
+    last, best = history[-1], max(values)
+    words = f"Curves over {len(values)} epochs. {split.capitalize()} accuracy: {values[0]:.2f} % "
+    words += f"after the first, {values[-1]:.2f} % after the last, at best {best:.2f} % (epoch "
+    words += f"{values.index(best) + 1}); in training {last['train_acc']:.2f} % at last. Loss at "
+    words += f"last: {last[f'{split}_loss']:.3f}, in training {last['train_loss']:.3f}."
+    if target is None:
+        return words
+    reached = next((epoch for epoch, value in enumerate(values, 1) if value >= target), None)
+    when = f"reached at epoch {reached}" if reached else "not reached"
+    return f"{words} The target of {target:g} % was {when}."
+
+
 def confusion_matrix(matrix: np.ndarray, title: str) -> bytes:
     """Counts in each cell; the colour is the share of the true class (the row).
 
@@ -61,6 +78,7 @@ def confusion_matrix(matrix: np.ndarray, title: str) -> bytes:
     """
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(8.5, 7.5), layout="constrained")
+    figure.set_label(told_confusion(matrix))
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
@@ -81,6 +99,17 @@ def confusion_matrix(matrix: np.ndarray, title: str) -> bytes:
     return png(figure)
 
 
+def told_confusion(matrix: np.ndarray) -> str:
+    """The matrix in words: how many are right, and what is most often taken for what."""
+    right, total = matrix.trace(), matrix.sum()
+    words = f"Confusion matrix, a row a true class, a column a predicted one: {right:,} of "
+    words += f"{total:,} images are right."
+    wrong = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
+    pairs = [np.unravel_index(at, wrong.shape) for at in np.argsort(-wrong, axis=None)[:3]]
+    told = [f"{CLASSES[i]} for {CLASSES[j]} ({wrong[i, j]:,})" for i, j in pairs if wrong[i, j]]
+    return f"{words} Most often taken for another: {', '.join(told)}." if told else words
+
+
 def class_accuracy(matrix: np.ndarray, title: str) -> bytes:
     """Accuracy of each class, best on top, with that of all images as a line.
 
@@ -91,6 +120,8 @@ def class_accuracy(matrix: np.ndarray, title: str) -> bytes:
     overall = 100 * matrix.trace() / max(matrix.sum(), 1)
     order = np.argsort(accuracy, kind="stable")
     figure = Figure(figsize=(9, 5), layout="constrained")
+    told = [f"{CLASSES[at]} {accuracy[at]:.1f} %" for at in order[::-1]]
+    figure.set_label(f"Accuracy by class, best first: {', '.join(told)}.")
     axes = figure.subplots()
     drawn = axes.barh([CLASSES[index] for index in order], accuracy[order], color=TRAIN)
     # On white, because the line of the mean runs through some of the labels.
@@ -119,6 +150,11 @@ def misclassified(
         confidences: float (N,), 0 to 1.
     """
     figure = Figure(figsize=(15, 10), layout="constrained")
+    told = [
+        f"{CLASSES[label]} taken for {CLASSES[prediction]} ({confidence:.1%})"
+        for label, prediction, confidence in zip(labels, predictions, confidences, strict=True)
+    ]
+    figure.set_label("; ".join([f"Mistakes, surest first: {len(told)} images", *told[:5]]))
     figure.suptitle(title)
     grid = figure.subplots(5, 6).ravel()
     for axes in grid:
@@ -154,6 +190,14 @@ def of_evaluation(evaluation: utils.Evaluation, images: np.ndarray, title: str) 
     }
 
 
+def of_run(
+    history: History, evaluation: utils.Evaluation, images: np.ndarray, title: str
+) -> dict[str, bytes]:
+    """The pictures at a run's end, by the name of the file."""
+    shown = curves(history.rows, history.split, history.target, title)
+    return {"curves.png": shown} | of_evaluation(evaluation, images, title)
+
+
 def to_pixels(tensors: torch.Tensor, mean: utils.RGB, std: utils.RGB) -> np.ndarray:
     """Normalised images (..., 3, H, W) back to uint8 (..., H, W, 3), to be looked at."""
     values = tensors.movedim(-3, -1).float().cpu().numpy() * np.array(std) + np.array(mean)
@@ -175,6 +219,11 @@ def augmentations(
         tensors = torch.stack([transform(image=image)["image"] for image in rows[0]])
         rows.append(to_pixels(tensors, mean, std))
     figure = Figure(figsize=(1.5 * len(present), 9.6), layout="constrained")
+    names = ", ".join(CLASSES[label] for label in present)
+    figure.set_label(
+        f"What the network is shown: an image of each class ({names}), raw on top, "
+        "below it five draws of the training augmentation."
+    )
     figure.suptitle("What the network is shown in training")
     grid = figure.subplots(len(rows), len(present), squeeze=False)
     for row, shown in enumerate(rows):
@@ -205,7 +254,8 @@ def bars(
 
 
 def png(figure: Figure) -> bytes:
-    """The picture as a PNG file's bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    """The picture as a PNG file's bytes, the figure's label in it."""
+    buffer, label = io.BytesIO(), figure.get_label()
+    metadata = {"Description": label} if label else {}
+    figure.savefig(buffer, format="png", dpi=110, metadata=metadata)
     return buffer.getvalue()

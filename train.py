@@ -31,6 +31,7 @@ import networks
 import parallel
 import plots
 import recipes
+import reports
 import runs
 import utils
 from support import flags, model_files, provenance, workers
@@ -134,8 +135,7 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
         run.resume_command = shlex.join(["python", "train.py", "--resume", str(run.folder), *named])
         if folder is None:
             run.write("summary.txt", summary)
-            shown = plots.augmentations(images, labels, augment, mean, std)
-            run.write("augmentations.png", shown)
+            run.write("augmentations.png", plots.augmentations(images, labels, augment, mean, std))
             # Last, since it makes the folder a run's.
             run.write_json("settings.json", settings | provenance.environment())
             run.log(f"Network: {network.build.__name__}, {network.parameters:,} parameters")
@@ -180,17 +180,17 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
                 raise stopped from None
             evaluation = evaluate(*reported)
 
-        # 6. The report; results.json last, since it ends the run.
+        # 6. The report; of the run's own files results.json last, since it ends the run.
         split, images, _ = evaluated
         title = f"{network.build.__name__}, {split} set, epoch {len(history.rows)}"
-        run.write("curves.png", plots.curves(history.rows, history.split, history.target, title))
-        for name, picture in plots.of_evaluation(evaluation, images, title).items():
+        for name, picture in plots.of_run(history, evaluation, images, title).items():
             run.write(name, picture)
         run.log(f"\n{network.build.__name__}, {network.parameters:,} parameters")
         run.log(history.table(split, evaluation.accuracy, run.folder))
-        final = {"final_loss": evaluation.loss, "final_accuracy": evaluation.accuracy}
-        results = {"completed": stopped is None, "evaluated": split} | final
-        run.write_json("results.json", history.summary() | results)
+        results = history.results(split, evaluation, completed=stopped is None)
+        reports.write_page(run, results)
+        run.write_json("results.json", results)
+        reports.write_index(run)
         if stopped is not None:
             raise stopped
 

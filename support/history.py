@@ -100,6 +100,11 @@ class History:
             "total_seconds": train + test,
         }
 
+    def results(self, split: str, evaluated: Metrics, completed: bool) -> dict:
+        """What results.json holds; `evaluated` are the final weights, on `split`."""
+        final = {"final_loss": evaluated.loss, "final_accuracy": evaluated.accuracy}
+        return self.summary() | {"completed": completed, "evaluated": split} | final
+
     def table(self, evaluated: str, accuracy: float, folder: Path) -> str:
         """The results as a table; `evaluated` ("test" or "val") and `accuracy` are the final."""
         f, split = self.summary(), self.split

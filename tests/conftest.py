@@ -102,6 +102,14 @@ def call_main(
     return status, captured.out, captured.err
 
 
+def run_in(output: Path) -> Path:
+    """The folder of the one run of an output folder, which may hold the index besides."""
+    (folder,) = (path for path in output.iterdir() if path.is_dir())
+    others = {path.name for path in output.iterdir()} - {folder.name}
+    assert others <= {"index.html", ".index.lock"}
+    return folder
+
+
 def add_to_tar(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(content)

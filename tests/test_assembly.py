@@ -14,7 +14,7 @@ import networks
 import train
 import utils
 from support import files
-from tests.conftest import SMALL_NETWORK, call_main
+from tests.conftest import SMALL_NETWORK, call_main, run_in
 
 
 @dataclass
@@ -85,7 +85,7 @@ def run(capsys, tmp_path):
         arguments = ["--dry-run", "--model", path, "--output-dir", output, *flags]
         status, _, error = call_main(train.main, capsys, arguments)
         assert status == 0, error
-        (folder,) = output.iterdir()
+        folder = run_in(output)
         return folder
 
     return dry_run
@@ -276,7 +276,7 @@ def test_a_run_stopped_in_mid_epoch_reports_the_last_whole_one(
     arguments = ["--dry-run", "--model", path, "--epochs", 4, "--output-dir", tmp_path / "cut"]
     status, _, _ = call_main(train.main, capsys, [*arguments, *held_out])
     assert status == 130
-    (folder,) = (tmp_path / "cut").iterdir()
+    folder = run_in(tmp_path / "cut")
     results = json.loads((folder / "results.json").read_text())
     title, loader, _, weights = caught.evaluations[-1]
     assert title == results["evaluated"] == ("val" if held_out else "test")

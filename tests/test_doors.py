@@ -15,7 +15,7 @@ import cifar10
 import cli
 from support import flags
 from tests import forked
-from tests.conftest import SMALL_NETWORK, TRAIN_DRAWING_NOTHING
+from tests.conftest import SMALL_NETWORK, TRAIN_DRAWING_NOTHING, run_in
 
 ROOT = Path(__file__).parents[1]
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("[!_]*.py"))
@@ -104,7 +104,7 @@ def test_closed_streams_end_no_training(tmp_path):
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0
-    (folder,) = (tmp_path / "out").iterdir()
+    folder = run_in(tmp_path / "out")
     assert "Epoch [1/1]" in (folder / "train.log").read_text()
 
 

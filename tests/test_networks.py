@@ -14,7 +14,7 @@ import train
 import utils
 from fast.batched import A
 from support import files, flags, model_files, provenance, workers
-from tests.conftest import SMALL_NETWORK, call_main
+from tests.conftest import SMALL_NETWORK, call_main, run_in
 from tools import evaluate, find_lr, predict
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -37,7 +37,7 @@ def trained(capsys, folder: Path, text: str = SMALL_NETWORK, name: str = "net.py
     model = written(folder, text, name)
     status, _, error = dry_run(capsys, model, "--epochs", 1, "--output-dir", folder / "out")
     assert status == 0, error
-    (run,) = (folder / "out").iterdir()
+    run = run_in(folder / "out")
     return run
 
 
@@ -142,7 +142,7 @@ def test_legal_networks_train_and_are_evaluated(network, arguments, said, capsys
     status, out, error = dry_run(capsys, model, "--epochs", 1, "--output-dir", output, *arguments)
     assert status == 0, error
     assert said in out
-    (run,) = output.iterdir()
+    run = run_in(output)
     summary = (run / "summary.txt").read_text()
     assert summary
     if network in (ATTENTION, RECURRENT, DICTIONARY):
@@ -522,13 +522,13 @@ def test_a_run_of_the_repository_goes_on_and_teaches_from_any_folder(capsys, tmp
     model = ROOT / "baselines" / "dilated_cnn.py"
     status, _, error = dry_run(capsys, model, "--epochs", 1, "--output-dir", "out")
     assert status == 0, error
-    (run,) = Path("out").iterdir()
+    run = run_in(Path("out"))
     settings = json.loads((run / "settings.json").read_text())
     assert settings["model_file"] == "baselines/dilated_cnn.py"
     taught = ("--set", f"teacher={run}", "--output-dir", "taught")
     status, _, error = dry_run(capsys, "2", "--epochs", 1, *taught)
     assert status == 0, error
-    (run,) = (tmp_path / "taught").iterdir()
+    run = run_in(tmp_path / "taught")
     (run / "results.json").unlink()
     monkeypatch.chdir(ROOT)
     status, _, error = call_main(train.main, capsys, ["--resume", run])

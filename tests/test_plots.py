@@ -57,6 +57,19 @@ def test_curves_show_each_column_against_the_epoch():
         assert (colours["train"], colours["val"]) == (plots.TRAIN, plots.TEST)
 
 
+def test_curves_are_told_in_words():
+    text = plots.curves(ROWS, "val", 60.0, "a title").get_label()
+    assert text == (
+        "Curves over 3 epochs. Val accuracy: 25.00 % after the first, 75.00 % after the last, at "
+        "best 75.00 % (epoch 3); in training 90.00 % at last. Loss at last: 0.500, in training "
+        "0.667. The target of 60 % was reached at epoch 3."
+    )
+    assert plots.told_curves(ROWS, "val", 75.1).endswith("The target of 75.1 % was not reached.")
+    assert "target" not in plots.told_curves(ROWS, "val", None)
+    text = plots.told_curves([*ROWS, ROWS[1] | {"epoch": 4}], "val", None)
+    assert "50.00 % after the last, at best 75.00 % (epoch 3)" in text
+
+
 MATRIX = np.arange(100).reshape(10, 10) + np.diag(np.arange(100, 1000, 90))
 
 
@@ -90,6 +103,29 @@ def test_class_accuracy_is_the_diagonal_s_share_of_its_row_best_on_top():
     assert axes.get_xlabel() == "accuracy (%)"
 
 
+def test_matrices_are_told_in_words():
+    matrix = np.diag([5, 6, 7, 8, 9, 10, 11, 12, 13, 0])
+    text = plots.confusion_matrix(matrix, "t").get_label()
+    assert text.endswith(": 81 of 81 images are right.")
+    matrix[3, 5], matrix[5, 3], matrix[0, 8], matrix[1, 9] = 4, 3, 2, 1
+    text = plots.confusion_matrix(matrix, "t").get_label()
+    assert text.endswith(
+        "81 of 91 images are right. Most often taken for another: cat for dog (4), dog for cat "
+        "(3), airplane for ship (2)."
+    )
+    told = plots.class_accuracy(matrix, "t").get_label()
+    beginning, _, classes = told.removesuffix(".").partition(": ")
+    assert beginning == "Accuracy by class, best first"
+    found = [each.rsplit(" ", 2)[:2] for each in classes.split(", ")]
+    sums = dict(zip(CLASSES, zip(matrix.diagonal(), matrix.sum(axis=1), strict=True), strict=True))
+    assert {name for name, _ in found} == set(CLASSES)
+    for name, value in found:
+        right, total = sums[name]
+        assert value == f"{100 * right / max(total, 1):.1f}"
+    values = [float(value) for _, value in found]
+    assert values == sorted(values, reverse=True)
+
+
 def titles(figure: Figure) -> list[str]:
     return [axes.get_title() for axes in figure.axes if axes.get_title()]
 
@@ -103,6 +139,10 @@ def test_mistakes_say_what_is_true_and_what_was_predicted(sample):
         "true: dog\npredicted: cat (50.0%)",
         "true: airplane\npredicted: ship (30.1%)",
     ]
+    assert figure.get_label() == (
+        "Mistakes, surest first: 3 images; cat taken for dog (99.0%); dog taken for cat (50.0%); "
+        "airplane taken for ship (30.1%)"
+    )
     for axes, image in zip(figure.axes, images, strict=False):
         assert np.array_equal(axes.get_images()[0].get_array(), image)
 
@@ -142,6 +182,7 @@ def test_augmentations_stand_below_their_image(sample):
         "raw",
         *(f"draw {n}" for n in range(1, 6)),
     ]
+    assert f"of each class ({', '.join(CLASSES)}), raw on top" in figure.get_label()
     for label, column in enumerate(grid.T):
         first = sample.train_images[np.argmax(sample.train_labels == label)]
         for axes in column:  # nothing was drawn but what the transform leaves

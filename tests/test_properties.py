@@ -45,7 +45,7 @@ from support import files, flags
 from support.history import History, duration
 from support.meter import Meter, Metrics
 from tests import torture
-from tests.conftest import draw_nothing
+from tests.conftest import draw_nothing, run_in
 from tests.test_recipes import GOOD
 
 CPU = utils.Device(torch.device("cpu"))
@@ -765,7 +765,7 @@ def test_a_run_that_was_stopped_anywhere_ends_as_if_it_had_not_been(
             arguments = ["--resume", "--output-dir", outputs[1], "--model", network]
         else:
             assert trained(arguments) == 0
-        (whole,), (stopped,) = (list(output.iterdir()) for output in outputs)
+        whole, stopped = map(run_in, outputs)
         assert contents(stopped) == contents(whole)
         assert runs.is_finished(stopped)
 

@@ -26,7 +26,7 @@ import utils
 from support import files
 from support.history import History
 from tests import forked, torture
-from tests.conftest import TRAIN_DRAWING_NOTHING, call_main, draw_nothing
+from tests.conftest import TRAIN_DRAWING_NOTHING, call_main, draw_nothing, run_in
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,8 +57,7 @@ def flags(network: str, output: Path) -> tuple[object, ...]:
 
 
 def only(output: Path) -> Path:
-    (folder,) = output.iterdir()
-    return folder
+    return run_in(output)
 
 
 def stop_in(monkeypatch, epoch: int, error: type[BaseException], batches: int = 0) -> None:

@@ -29,7 +29,7 @@ from errors import UsageError
 from model_2 import CNN_Model_2
 from support import flags
 from tests import forked
-from tests.conftest import SMALL_NETWORK, call_main
+from tests.conftest import SMALL_NETWORK, call_main, run_in
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 ROOT = Path(__file__).parents[1]
@@ -185,7 +185,7 @@ def test_the_published_recipe_and_single_keys_of_a_recipe_can_be_asked_for(capsy
     arguments = "--dry-run --recipe published --set label_smoothing=0.2 --set optimizer=sgd"
     given = ["--model", str(path), *arguments.split(), "--output-dir", str(tmp_path / "out")]
     assert call(capsys, *given)[0] == 0
-    (folder,) = (tmp_path / "out").iterdir()
+    folder = run_in(tmp_path / "out")
     settings = json.loads((folder / "settings.json").read_text())
     assert settings["recipe_name"] == "published"
     published = networks.load_network("2").published
@@ -199,11 +199,11 @@ def test_a_network_is_distilled_from_another_run_s(capsys, tmp_path):
     path.write_text(WHOLE)
     arguments = ["--model", str(path), "--dry-run", "--output-dir"]
     assert call(capsys, *arguments, str(tmp_path / "teacher"))[0] == 0
-    (teacher,) = (tmp_path / "teacher").iterdir()
+    teacher = run_in(tmp_path / "teacher")
     taught = [*arguments, str(tmp_path / "out"), "--set", f"teacher={teacher}"]
     status, _, error = call(capsys, *taught)
     assert status == 0, error
-    (folder,) = (tmp_path / "out").iterdir()
+    folder = run_in(tmp_path / "out")
     settings = json.loads((folder / "settings.json").read_text())
     digest = hashlib.sha256((teacher / "weights.pt").read_bytes()).hexdigest()
     assert settings["recipe"]["teacher"] == str(teacher)
@@ -387,14 +387,13 @@ def dry_run(capsys, model: str, folder: Path, *arguments: str) -> Path:
     )
     assert status == 0, error
     assert "final test accuracy" in out
-    (made,) = folder.iterdir()
-    return made
+    return run_in(folder)
 
 
 FILES = {
     "settings.json", "summary.txt", "train.log", "log.csv", "curves.png", "confusion_matrix.png",
     "class_accuracy.png", "misclassified.png", "augmentations.png", "results.json", "best.pt",
-    "last.pt", "weights.pt",
+    "last.pt", "weights.pt", "report.html",
 }  # fmt: skip
 
 
@@ -406,7 +405,8 @@ def test_dry_run_from_the_shell_writes_every_file(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    (folder,) = (tmp_path / "output").iterdir()
+    folder = run_in(tmp_path / "output")
+    assert (tmp_path / "output" / "index.html").is_file()
     assert {path.name for path in folder.iterdir() if path.name != ".lock"} == FILES
     log = (folder / "train.log").read_text()
     assert log in result.stdout
@@ -553,7 +553,7 @@ def test_ctrl_c_reports_the_finished_epochs(capsys, small, tmp_path, monkeypatch
     )  # fmt: skip
     assert status == 130
     assert "Stopped in epoch 3: Ctrl-C" in out
-    (folder,) = (tmp_path / "out").iterdir()
+    folder = run_in(tmp_path / "out")
     assert {path.name for path in folder.iterdir() if path.name != ".lock"} == FILES
     results = json.loads((folder / "results.json").read_text())
     assert (results["completed"], results["epochs_done"]) == (False, 2)

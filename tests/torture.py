@@ -37,6 +37,7 @@ from errors import Error
 from support import files
 from support.history import duration
 from tests import forked
+from tests.conftest import run_in
 
 EPOCHS, LONGEST = 3, 300  # seconds of a run
 PIXEL = io.BytesIO()
@@ -114,6 +115,9 @@ def check_files(folder: Path) -> None:
             json.loads(path.read_text())
         elif path.suffix == ".png":
             Image.open(path).verify()
+        elif path.suffix == ".html":
+            if not path.read_text().endswith("</html>\n"):
+                raise TortureError(f"{path} is cut off")
         elif path.suffix == ".csv":
             with open(path, newline="") as file:
                 epochs = [int(row["epoch"]) for row in csv.DictReader(file, strict=True)]
@@ -168,7 +172,7 @@ class Torture:
             status = wait(spawn(self.arguments(output, kind), self.screen), LONGEST)
             seconds = time.monotonic() - started
             self.expect(status == 0, status)
-            (folder,) = output.iterdir()
+            folder = run_in(output)
             self.undisturbed[kind] = weights_of(folder), seconds
         return self.undisturbed[kind]
 
@@ -216,7 +220,7 @@ class Torture:
                     file.unlink()
                 path.rmdir()
         self.expect(status == 0, status)
-        (folder,) = output.iterdir()
+        folder = run_in(output)
         check_finished(folder, wanted)
         self.finished += 1
 
