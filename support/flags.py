@@ -19,6 +19,8 @@ from support.files import HERE, stored_path
 
 # What may be given anew when a run is gone on with; everything else stays as it began.
 FREE_ON_RESUME = ("resume", "model", "device", "data_dir", "output_dir", "download_timeout")
+# Flags that runs of older versions do not have; they did what the default does.
+LATER = {"no_test"}
 
 
 def parser() -> cli.ArgumentParser:
@@ -163,7 +165,8 @@ def resumed(folder: Path, stored: dict | None, given: Sequence[str] | None) -> a
         UsageError: what was stored is none, or a flag differs from it that has to stay.
     """
     flags, damaged = parser(), f"{folder}/settings.json is damaged"
-    if not stored or set(stored) != set(to_store(flags.parse_args([]))):
+    known = set(to_store(flags.parse_args([])))
+    if not stored or not known - LATER <= set(stored) <= known:
         raise UsageError(
             f"{folder}/settings.json does not say how the run was started; it comes from another "
             "version of this code"
@@ -172,7 +175,7 @@ def resumed(folder: Path, stored: dict | None, given: Sequence[str] | None) -> a
         began = [text for name, value in stored.items() for text in _as_flag(name, value)]
         before = flags.parse_args(began)
         again = json.loads(json.dumps(to_store(before)))
-        wrong = [name for name, value in again.items() if value != stored[name]]
+        wrong = [name for name, value in again.items() if value != stored.get(name, value)]
         if wrong or before.epochs is None:
             name = (wrong or ["epochs"])[0]
             raise ValueError(f"{name} is {stored[name]!r:.60}")

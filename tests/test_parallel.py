@@ -328,7 +328,9 @@ def test_an_error_is_told_once(arguments, status, said, started):
 def test_questions_are_asked_once_and_the_answers_are_everybodys(tmp_path):
     def work() -> None:
         sys.stdin = io.StringIO("3\n7\n" if os.environ["RANK"] == "0" else "")
-        args = argparse.Namespace(model=None, epochs=None, dry_run=False)
+        args = argparse.Namespace(
+            model=None, epochs=None, dry_run=False, no_test=False, val_split=None
+        )
         with parallel.join() as team:
             model, epochs = team.once(flags.choose, args)
             assert (Path(model).name, epochs) == ("model_3.py", 7)
@@ -356,7 +358,11 @@ def test_a_next_attempt_asks_nobody_and_repeats_nothing(started, tmp_path, monke
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     with pytest.raises(UsageError, match="started this anew, and what was answered is lost"):
-        flags.choose(argparse.Namespace(model=None, epochs=None, dry_run=False))
+        flags.choose(
+            argparse.Namespace(
+                model=None, epochs=None, dry_run=False, no_test=False, val_split=None
+            )
+        )
     ended, folder = started(2)
     assert [each.status for each in ended] == [0, 0]
     log = (folder / "train.log").read_text()

@@ -33,7 +33,7 @@ import plots
 import runs
 import train
 import utils
-from tests.conftest import SMALL_NETWORK, call_main
+from tests.conftest import SMALL_NETWORK, call_main, run_in
 from tests.fake_train import accuracy
 from tools import findings, search, studies, trials
 
@@ -111,7 +111,7 @@ def test_no_test_reports_the_held_out_images_alone(network, tmp_path, capsys, lo
     status, out, error = call_main(train.main, capsys, [*base, "--val-split", 200, "--no-test"])
     assert (status, error) == (0, "")
     assert looked_at == ["val", "val"]
-    (folder,) = (tmp_path / "out").iterdir()
+    folder = run_in(tmp_path / "out")
     results = json.loads((folder / "results.json").read_text())
     rows = list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
     assert (results["evaluated"], results["completed"]) == ("val", True)
@@ -132,7 +132,7 @@ def test_no_test_holds_when_a_run_goes_on(network, tmp_path, capsys, looked_at, 
     monkeypatch.setattr(utils, "train", stop)
     status, *_ = call_main(train.main, capsys, [*base, "--val-split", 200, "--no-test"])
     assert status == 130
-    (folder,) = (tmp_path / "out").iterdir()
+    folder = run_in(tmp_path / "out")
     status, *_ = call_main(train.main, capsys, ["--resume", folder, "--model", network])
     assert status == 0
     assert looked_at == ["val"]
