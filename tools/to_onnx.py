@@ -40,13 +40,12 @@ FIXED = "its code fixes the number of images in a batch; take it from the tensor
 
 # Names that no network has: it brings its own.
 BEFORE = """
-pixels (uint8[N,32,32,3] images) => (float[N,3,32,32] pixels_normalised)
+pixels (uint8[N,32,32,3] images) => (float[N,CHANNELS,32,32] pixels_normalised)
 {
     pixels_raw = Cast<to=1>(images)
-    pixels_side = Constant<value_ints=[32, 32, 3]>()
-    pixels_scales = Expand(pixels_scale, pixels_side)
+    pixels_side = Constant<value_ints=[32, 32, CHANNELS]>()
     pixels_shifts = Expand(pixels_shift, pixels_side)
-    pixels_scaled = Mul(pixels_raw, pixels_scales)
+    pixels_scaled = MatMul(pixels_raw, pixels_scale)
     pixels_shifted = Add(pixels_scaled, pixels_shifts)
     pixels_normalised = Transpose<perm=[0, 3, 1, 2]>(pixels_shifted)
 }"""
@@ -156,7 +155,6 @@ def quantise(
     Raises:
         ExportError: ONNX Runtime's quantiser cannot cope with it, or finds nothing to quantise.
     """
-    batches = iter([{TAKES: images[i : i + BATCH]} for i in range(0, len(images), BATCH)])
 
     class Reader(quantization.CalibrationDataReader):
         def get_next(self) -> dict | None:
@@ -167,6 +165,9 @@ def quantise(
             prepared, done = (Path(folder, f"{name}.onnx") for name in ("prepared", "quantised"))
             quant_pre_process(model, prepared)
             full = onnx.load(prepared)
+            if _takes_four_channels(full):
+                images = np.pad(images, ((0, 0), (0, 1), (0, 0), (0, 0)))
+            batches = ({TAKES: images[i : i + BATCH]} for i in range(0, len(images), BATCH))
             if not {node.op_type for node in full.graph.node} & {"Conv", "Gemm", "MatMul"}:
                 raise ValueError("it has no convolution and no linear layer")
             _write_out_narrow_groups(full)
@@ -217,6 +218,33 @@ def _write_out_narrow_groups(model: onnx.ModelProto) -> None:
             next(each for each in node.attribute if each.name == "group").i = 1
 
 
+def _takes_four_channels(model: onnx.ModelProto) -> bool:
+    """Gives the first convolution a fourth channel, of zeros, if it can; returns whether it did.
+
+    ONNX Runtime's fastest code for integers takes channels by fours. With three, model 3's first
+    convolution took 1.8 times as long (0.60 against 0.34 ms for 16 images).
+    """
+    weights = {each.name: each for each in model.graph.initializer}
+    users = [node for node in model.graph.node if TAKES in node.input]
+    names = {node.input[1] for node in users}
+    shared = [node for node in model.graph.node if names & {*node.input} and node not in users]
+    if (
+        not users
+        or shared
+        or any(
+            node.op_type != "Conv" or node.input[1] not in weights or _groups(node) != 1
+            for node in users
+        )
+    ):
+        return False
+    for name in names:
+        three = numpy_helper.to_array(weights[name])
+        four = np.pad(three, ((0, 0), (0, 1), (0, 0), (0, 0)))
+        weights[name].CopyFrom(numpy_helper.from_array(four, name))
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 4
+    return True
+
+
 def _groups(node: onnx.NodeProto) -> int:
     return next((each.i for each in node.attribute if each.name == "group"), 1)
 
@@ -234,8 +262,12 @@ def complete(model: onnx.ModelProto, mean: RGB, std: RGB) -> onnx.ModelProto:
     try:
         versions = ", ".join(f'"{each.domain}": {each.version}' for each in model.opset_import)
         head = f"<ir_version: {model.ir_version}, opset_import: [{versions}]>"
-        before, after = (parser.parse_model(head + part) for part in (BEFORE, AFTER))
-        scale, shift = 1 / (255 * np.array(std)), -np.divide(mean, std)
+        channels = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value  # 3, or 4
+        pixels = BEFORE.replace("CHANNELS", str(channels))
+        before, after = (parser.parse_model(head + part) for part in (pixels, AFTER))
+        scale, shift = np.zeros((3, channels)), np.zeros(channels)
+        scale[range(3), range(3)] = 1 / (255 * np.array(std))
+        shift[:3] = -np.divide(mean, std)
         for name, values in (("pixels_scale", scale), ("pixels_shift", shift)):
             values = numpy_helper.from_array(values.astype(np.float32), name)
             before.graph.initializer.append(values)
