@@ -19,7 +19,6 @@ from PIL import Image
 
 import plots
 import runs
-from errors import UsageError
 from support import figures
 from support.files import HERE, write_file
 
@@ -40,6 +39,7 @@ COLUMNS = {
     "parameters": ("parameters", ",d"), "minutes": ("minutes", ",.1f"), "seed": ("seed", "d"),
     "recipe": ("recipe", None), "state": ("state", None), "device": ("device", None),
 }  # fmt: skip
+LARGEST, LONGEST = 20_000_000, 1_000_000  # bytes of a picture, and of a log, in a page
 SPARK = (104, 32)  # pixels of a small curve
 
 
@@ -110,6 +110,8 @@ def pictures(folder: Path, rows: list[dict], target: float | None) -> list[dict]
     for name in [*PICTURES, *sorted(names - set(PICTURES))]:
         path = folder / f"{name}.png"
         try:
+            if not path.is_file() or path.stat().st_size > LARGEST:
+                continue
             content = path.read_bytes()
             with Image.open(path, formats=["PNG"]) as image:
                 image.load()
@@ -130,12 +132,14 @@ def index(folder: Path) -> bytes:
     rows = []
     for path in sorted(folder.glob("*/" + runs.Run.SETTINGS), reverse=True):
         run = path.parent
-        href = f"{quote(os.fsencode(run.name))}/{PAGE}" if (run / PAGE).is_file() else None
-        row = dict.fromkeys(COLUMNS) | {"name": run.name, "href": href, "values": []}
+        row = dict.fromkeys(COLUMNS) | {"name": run.name, "href": None, "values": []}
         try:
+            if (run / PAGE).is_file():
+                row["href"] = f"{quote(os.fsencode(run.name))}/{PAGE}"
             row |= _row(run)
-        except (UsageError, OSError) as error:
-            row["state"] = str(error).replace(f"{run}{os.sep}", "")
+        except Exception as error:  # one odd run must not hide the others
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            row["state"] = reason.replace(f"{run}{os.sep}", "")
         rows.append(row)
     values = [value for row in rows for value in row["values"]]
     for row in rows:
@@ -185,7 +189,12 @@ def _shown(value: object) -> tuple[str, bool]:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    """The file's text, of a long one the end; none if it is missing."""
+    if not path.is_file():
+        return ""
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - LONGEST))
+        return file.read(LONGEST).decode(errors="replace").replace("\0", "")
 
 
 def _render(template: str, **values: object) -> bytes:

@@ -180,7 +180,7 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
                 raise stopped from None
             evaluation = evaluate(*reported)
 
-        # 6. The report; of the run's own files results.json last, since it ends the run.
+        # 6. The report; results.json ends the run, and the pages come after it.
         split, images, _ = evaluated
         title = f"{network.build.__name__}, {split} set, epoch {len(history.rows)}"
         for name, picture in plots.of_run(history, evaluation, images, title).items():
@@ -188,8 +188,8 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
         run.log(f"\n{network.build.__name__}, {network.parameters:,} parameters")
         run.log(history.table(split, evaluation.accuracy, run.folder))
         results = history.results(split, evaluation, completed=stopped is None)
-        reports.write_page(run, results)
         run.write_json("results.json", results)
+        reports.write_page(run, results)
         reports.write_index(run)
         if stopped is not None:
             raise stopped

@@ -12,6 +12,7 @@ from support.files import HERE, read_json
 from support.history import duration
 
 RESULTS, LOG = "results.json", "log.csv"
+LARGEST = 5_000_000  # bytes of a table: 10,000 epochs are 1 MB
 
 
 class Settings(stored.Settings, strict=True):
@@ -66,6 +67,8 @@ def read(folder: Path, results: dict | None = None) -> tuple[dict, dict, list[di
 def read_rows(path: Path) -> list[dict[str, float]]:
     """The epochs of a log.csv; none if it is missing, damaged or of another kind."""
     try:
+        if not path.is_file() or path.stat().st_size > LARGEST:  # a pipe would be waited for
+            return []
         with open(path, newline="", encoding="utf-8") as file:
             rows = TypeAdapter(list[dict[str, FiniteFloat]]).validate_python(
                 list(csv.DictReader(file))
@@ -73,7 +76,9 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     except (OSError, ValueError, csv.Error):
         return []
     needed = {"epoch", "train_acc", "train_loss", f"{split_of(rows)}_acc", f"{split_of(rows)}_loss"}
-    return rows if rows and needed <= set(rows[0]) else []
+    good = rows and needed <= set(rows[0])
+    sane = all(0 <= value <= 100 for row in rows for key, value in row.items() if "_acc" in key)
+    return rows if good and sane else []
 
 
 def split_of(rows: list[dict]) -> str:
@@ -122,6 +127,8 @@ def headline(settings: dict, figures: dict) -> list[tuple[str, str, str]]:
 def command(settings: dict) -> str | None:
     """What repeats the run: its command, with what was asked for at the start."""
     given = settings.get("command")
+    if len(given or "") > 10_000:
+        return None
     try:
         words = shlex.split(given or "")
     except ValueError:

@@ -357,7 +357,7 @@ def test_ctrl_c_in_the_exporter_is_no_fault_of_the_network(run, capsys, tmp_path
 
 
 def test_networks_that_are_odd_but_right(sample, capfd, tmp_path):
-    """A grouped convolution used twice, pixels used twice, names the graph might want for itself."""
+    """Convolutions and pixels used twice, names that the graph might want for itself."""
     code = NETWORK.replace("self.groups(x) + x", "self.groups(self.groups(x)) + self.scale * x")
     code = code.replace("self.norm(self.first(x))", "self.norm(self.first(x)) + x[:, :1, ::2, ::2]")
     code = code.replace(

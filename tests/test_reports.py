@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import threading
@@ -683,3 +684,20 @@ def test_the_table_is_there_without_scripts(chromium, tmp_path):
         chromium.call("Emulation.setScriptExecutionDisabled", value=False)
     assert {"1-a", "80.00", "accuracy (%)"} <= set(found)
     assert "BUTTON" not in found
+
+
+@pytest.mark.parametrize("name", ["log.csv", "curves.png", "train.log", "summary.txt"])
+def test_a_pipe_among_a_run_s_files_is_not_waited_for(name, tmp_path):
+    run = tmp_path / "20260101-000000-x"
+    run.mkdir()
+    (run / "settings.json").write_text("{}")
+    (run / "results.json").write_text("{}")
+    os.mkfifo(run / name)
+    assert b"20260101-000000-x" in reports.page(run)
+    assert b"20260101-000000-x" in reports.index(tmp_path)
+
+
+def test_the_end_of_a_long_log_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(reports, "LONGEST", 8)
+    (tmp_path / "train.log").write_text("first\0\nla\0st\n")
+    assert reports._text(tmp_path / "train.log") == "\nlast\n"

@@ -27,10 +27,13 @@ def work(args: argparse.Namespace) -> None:
     for folder in folders:
         try:
             print(write_file(folder / reports.PAGE, reports.page(folder)))
-        except cli.UsageError as error:
+        except (cli.UsageError, OSError) as error:
             problems.append(str(error))
     for parent in dict.fromkeys(folder.absolute().parent for folder in folders):
-        print(reports.update_index(parent))
+        try:
+            print(reports.update_index(parent))
+        except OSError as error:
+            problems.append(str(error))
     if problems:
         raise cli.UsageError("; ".join(problems))
 

@@ -92,7 +92,9 @@ def work(args: argparse.Namespace) -> None:
     if args.grid:
         args.space = [*args.space, studies.Parameter("seed", (), 0, args.seeds - 1)]
     root = Path(args.output_dir) / "search"
-    url = args.storage or f"sqlite:///{(root / network.name).resolve()}.db"
+    url = args.storage
+    if url is None:
+        url = f"sqlite:///{(root / network.name).resolve()}.db"
     pruner = optuna.pruners.NopPruner()
     if about["pruning"]:
         pruner = optuna.pruners.MedianPruner(FAIR, n_warmup_steps=args.epochs // 2)

@@ -77,7 +77,11 @@ def quiet() -> Iterator[None]:
         except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
             raise StorageError(
                 f"the storage failed: {_reason(error)}; what was trained is kept, and the same "
-                "command goes on"
+                "command goes on, if the storage is whole"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise StorageError(
+                f"the storage is damaged: {error}; move it away to begin anew, the runs stay"
             ) from None
 
 
@@ -223,6 +227,8 @@ def open_storage(url: str) -> "RDBStorage":
         parsed = sqlalchemy.make_url(url)
         shown = parsed.render_as_string(hide_password=True)
         if parsed.get_backend_name() == "sqlite":
+            if parsed.query:
+                raise UsageError(f"--storage {shown}: give sqlite:///FILE.db, without options")
             if parsed.database in (None, "", ":memory:"):
                 raise UsageError(f"--storage {shown} would be forgotten; give sqlite:///FILE.db")
             return _open_sqlite(url, Path(parsed.database))
@@ -244,9 +250,8 @@ def open_storage(url: str) -> "RDBStorage":
         ) from None
     except ImportError as error:
         driver = getattr(error.__cause__, "name", None) or error
-        raise NotInstalledError(
-            f"--storage {shown} needs {driver}; pip install -r requirements-search.txt"
-        ) from None
+        ours = "-r requirements-search.txt" if url.startswith("postgresql") else driver
+        raise NotInstalledError(f"--storage {shown} needs {driver}; pip install {ours}") from None
     except (
         sqlalchemy.exc.SQLAlchemyError,
         optuna.exceptions.StorageInternalError,
@@ -256,7 +261,9 @@ def open_storage(url: str) -> "RDBStorage":
     ) as error:
         if isinstance(error, UsageError):
             raise
-        raise StorageError(f"--storage {shown} cannot be used: {_reason(error)}") from None
+        raise StorageError(
+            f"--storage {shown} cannot be used: {_reason(error)}; mend it, or give another"
+        ) from None
 
 
 def _connect(url: str, options: dict) -> "RDBStorage":
