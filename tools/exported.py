@@ -6,7 +6,6 @@ probabilities = exported(images)        # uint8 (N, 32, 32, 3) to float32 (N, 10
 
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -14,29 +13,16 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 from tqdm import tqdm
 
+import support.needed
 from errors import UsageError, first_of
 
 INPUT, OUTPUT = "images", "probabilities"
 BATCH = 500  # images
 
 
-class NotInstalledError(UsageError):
-    """Packages that only exported networks need."""
-
-
-@contextlib.contextmanager
-def needed() -> Iterator[None]:
-    """Imports within it that may fail.
-
-    Raises:
-        NotInstalledError: says in a line what to install.
-    """
-    try:
-        yield
-    except ImportError as error:
-        raise NotInstalledError(
-            f"ONNX needs {error.name or error}; pip install -r requirements-export.txt"
-        ) from None
+def needed() -> contextlib.AbstractContextManager:
+    """As support.needed, for ONNX."""
+    return support.needed.needed("ONNX", "requirements-export.txt")
 
 
 class Metadata(BaseModel, strict=True):

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import filelock
 
+import support.needed
 from errors import Error, UsageError
 from support.flags import recipe_entry
 
@@ -36,27 +37,13 @@ BUSY = 60  # seconds that SQLite waits for others who write
 MOST = 10_000  # trainings of a grid
 
 
-class NotInstalledError(UsageError):
-    """Packages that only a search needs."""
-
-
 class StorageError(Error):
     """The database cannot be read or written."""
 
 
-@contextlib.contextmanager
-def needed() -> Iterator[None]:
-    """Imports within it that may fail.
-
-    Raises:
-        NotInstalledError: says in a line what to install.
-    """
-    try:
-        yield
-    except ImportError as error:
-        raise NotInstalledError(
-            f"a search needs {error.name or error}; pip install -r requirements-search.txt"
-        ) from None
+def needed() -> contextlib.AbstractContextManager:
+    """As support.needed, for searches."""
+    return support.needed.needed("a search", "requirements-search.txt")
 
 
 @contextlib.contextmanager
@@ -251,7 +238,9 @@ def open_storage(url: str) -> "RDBStorage":
     except ImportError as error:
         driver = getattr(error.__cause__, "name", None) or error
         ours = "-r requirements-search.txt" if url.startswith("postgresql") else driver
-        raise NotInstalledError(f"--storage {shown} needs {driver}; pip install {ours}") from None
+        raise support.needed.NotInstalledError(
+            f"--storage {shown} needs {driver}; pip install {ours}"
+        ) from None
     except (
         sqlalchemy.exc.SQLAlchemyError,
         optuna.exceptions.StorageInternalError,
