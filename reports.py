@@ -43,12 +43,12 @@ LARGEST, LONGEST = 20_000_000, 1_000_000  # bytes of a picture, and of a log, in
 SPARK = (104, 32)  # pixels of a small curve
 
 
-def write_page(run: runs.Run, results: dict) -> None:
-    """report.html of a run that ends with these results, and does not depend on it.
+def write_page(run: runs.Run) -> None:
+    """report.html of a run whose results are written, and do not depend on it.
 
     Whatever fails is told in a line.
     """
-    _attempt(run, PAGE, lambda: run.log(f"Page: {run.write(PAGE, page(run.folder, results))}"))
+    _attempt(run, PAGE, lambda: run.log(f"Page: {run.write(PAGE, page(run.folder))}"))
 
 
 def write_index(run: runs.Run) -> None:
@@ -78,14 +78,14 @@ def update_index(folder: Path) -> Path:
         return write_file(folder / INDEX, index(folder))
 
 
-def page(folder: Path, results: dict | None = None) -> bytes:
-    """A run's page, of its files; of `results` where results.json is still to be written.
+def page(folder: Path) -> bytes:
+    """A run's page, of its files.
 
     Raises:
         UsageError: settings.json or results.json is missing or damaged.
         OSError: a file cannot be read.
     """
-    settings, found, rows = figures.read(folder, results)
+    settings, found, rows = figures.read(folder)
     recipe, elsewhere = settings.get("recipe") or {}, ("recipe", "mean", "std", "command")
     return _render(
         "report.html.j2",

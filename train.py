@@ -188,8 +188,8 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
         run.log(f"\n{network.build.__name__}, {network.parameters:,} parameters")
         run.log(history.table(split, evaluation.accuracy, run.folder))
         results = history.results(split, evaluation, completed=stopped is None)
-        run.write_json("results.json", results)
-        reports.write_page(run, results)
+        run.write_json(run.RESULTS, results)
+        reports.write_page(run)
         reports.write_index(run)
         if stopped is not None:
             raise stopped

@@ -43,7 +43,7 @@ class Results(BaseModel, strict=True):
     total_seconds: FiniteFloat | None = None
 
 
-def read(folder: Path, results: dict | None = None) -> tuple[dict, dict, list[dict]]:
+def read(folder: Path) -> tuple[dict, dict, list[dict]]:
     """Settings as they were written, all fields of Results, and the epochs' rows of log.csv.
 
     Raises:
@@ -52,15 +52,14 @@ def read(folder: Path, results: dict | None = None) -> tuple[dict, dict, list[di
     """
     settings, path = stored.read(folder, Settings), folder / RESULTS
     rows = read_rows(folder / LOG)
-    if results is None and path.is_file():
-        results = read_json(path)
-    if results is None and rows:
+    results = read_json(path) if path.is_file() else {}
+    if not path.is_file() and rows:
         accuracies = [row[f"{split_of(rows)}_acc"] for row in rows]
         best = max(accuracies)
         results = {"last_accuracy": accuracies[-1], "split": split_of(rows)}
         results |= {"best_accuracy": best, "best_epoch": accuracies.index(best) + 1}
         results["epochs_done"] = len(rows)
-    figures = Results(**stored.validated(path, results or {}, Results)).model_dump()
+    figures = Results(**stored.validated(path, results, Results)).model_dump()
     return settings, figures, rows
 
 

@@ -251,6 +251,8 @@ def test_what_cannot_be_searched_is_one_line(arguments, message, fake, call, tmp
         ("mysql+pymysql://me:hush@host/x", 2, "needs pymysql; pip install"),
         ("sqlite:///{tmp}/text.db", 1, "text.db cannot be used: file is not a database"),
         ("sqlite:///{tmp}/text.db/x.db", 1, "text.db"),
+        ("sqlite:///{tmp}/x.db?mode=ro", 2, "give sqlite:///FILE.db, without options"),
+        ("", 2, "is no database that is known"),  # a variable that is not set
     ],
 )
 def test_a_storage_out_of_reach_is_one_line(url, status, message, fake, call, tmp_path):

@@ -1,7 +1,9 @@
 """Exported networks: .onnx files made by tools.export, run by ONNX Runtime.
 
-exported = Exported("model_3_int8.onnx")
-probabilities = exported(images)        # uint8 (N, 32, 32, 3) to float32 (N, 10)
+    exported = Exported("model_3_int8.onnx")
+    probabilities = exported(images)
+
+From uint8 (N, 32, 32, 3), RGB, to float32 (N, 10).
 """
 
 import contextlib
