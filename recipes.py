@@ -17,6 +17,7 @@ import utils
 from errors import UsageError, first_of
 from fast.batched import A
 from fast.muon import Muon
+from support.damage import hardened
 
 LARGEST = 1e15  # of any number in a recipe: far above all sense; squared, float32 still holds it
 Positive = Annotated[float, Field(gt=0, le=LARGEST)]
@@ -35,9 +36,7 @@ class Recipe:
 
     optimizer: Literal["muon", "sgd", "adamw"]  # muon: on convolutions, sgd on the rest
     lr: Positive  # the schedule's peak; with muon, of the convolutions
-    weight_decay: (
-        FromZero  # on weights of convolutions and linear layers; with muon, of linear ones
-    )
+    weight_decay: FromZero  # on convolutions and linear layers; with muon, on linear layers
     schedule: Literal["onecycle", "cosine"]  # linear up, linear down; or down from lr
     batch_size: Count
     target_accuracy: Annotated[float, Field(gt=0, le=100)]  # percent ...
@@ -57,6 +56,7 @@ class Recipe:
     transform: Literal[tuple(utils.TRANSFORMS)] = "standard"
     augment: Annotated[float, Field(ge=0, le=1)] = 0.5  # probability of the transform's steps ...
     augment_epochs: Count = 1  # ... in runs of so many epochs or more; see `augmentation`
+    robust: Annotated[float, Field(ge=0, le=1)] = 0.0  # share of images damaged by JPEG or noise
 
     @classmethod
     def read(cls, recipe: Mapping) -> "Recipe":
@@ -100,7 +100,8 @@ class Recipe:
 
     def train_transform(self, mean: utils.RGB, std: utils.RGB, epochs: int) -> A.Compose:
         """The pipeline that `transform` names, as strong as a run of so many epochs takes it."""
-        return utils.TRANSFORMS[self.transform](mean, std, self.augmentation(epochs))
+        transform = utils.TRANSFORMS[self.transform](mean, std, self.augmentation(epochs))
+        return hardened(transform, self.robust)
 
 
 def make_optimizer(
@@ -149,8 +150,7 @@ def make_scheduler(
         # One more than is trained: after the last step the scheduler moves on once, and past
         # its end OneCycleLR would go on along its line to a learning rate below zero.
         total_steps=steps + 1,
-        # At least a step and a half of a very short run: OneCycleLR divides by the way up, which it
-        # takes for pct_start * total_steps - 1 steps long.
+        # At least a step and a half: OneCycleLR divides by the way up, pct_start * total_steps - 1.
         pct_start=max(recipe.warmup, min(1.5 / (steps + 1), 0.9)),
         div_factor=recipe.div_factor,
         anneal_strategy="linear",

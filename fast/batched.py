@@ -26,6 +26,8 @@ from albumentations.pytorch import ToTensorV2
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from fast.jpeg import jpeg
+
 Range = tuple[float, float]
 Triple = tuple[float, float, float]
 
@@ -35,7 +37,7 @@ class UnknownTransformError(ValueError):
 
 
 class Random:
-    """Draws of shape (N,) or (N, K) on the generator's device."""
+    """Draws of shape (N, ...) on the generator's device."""
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
@@ -45,6 +47,10 @@ class Random:
         low, high = bounds
         drawn = torch.rand(size, generator=self.generator, device=self.generator.device)
         return drawn.mul_(high - low).add_(low)
+
+    def normal(self, *size: int) -> Tensor:
+        """float32, of mean 0 and standard deviation 1."""
+        return torch.randn(size, generator=self.generator, device=self.generator.device)
 
     def integers(self, low: Tensor | int, high: Tensor | int, *size: int) -> Tensor:
         """int64, evenly from low to high, both included; they may differ from draw to draw."""
@@ -349,6 +355,41 @@ def _hue(images: Tensor, factor: Tensor) -> Tensor:
     return torch.where(factor == 0, images, turned)
 
 
+class ImageCompression(Step):
+    """A.ImageCompression to JPEG."""
+
+    def __init__(self, transform: A.ImageCompression) -> None:
+        _require(transform, compression_type="jpeg")
+        super().__init__(transform)
+        self.quality = transform.quality_range
+
+    def draw(self, count: int, shape: tuple[int, int], random: Random) -> tuple[Tensor, ...]:
+        """The qualities (N,)."""
+        return (random.integers(*self.quality, count),)
+
+    def apply(self, images: Tensor, quality: Tensor) -> Tensor:
+        # OpenCV takes the channels for blue, green, red; Albumentations gives it red first.
+        return jpeg(images.flip(1), quality).flip(1)
+
+
+class GaussNoise(Step):
+    """A.GaussNoise, drawn for each pixel."""
+
+    def __init__(self, transform: A.GaussNoise) -> None:
+        _require(transform, noise_scale_factor=1)
+        super().__init__(transform)
+        self.std, self.mean = transform.std_range, transform.mean_range
+        self.channels = 3 if transform.per_channel else 1
+
+    def draw(self, count: int, shape: tuple[int, int], random: Random) -> tuple[Tensor, ...]:
+        """Grey levels to add, float32 (N, 3, H, W), or (N, 1, H, W) for all channels the same."""
+        std, mean = (255 * random.uniform(ends, count, 1, 1, 1) for ends in (self.std, self.mean))
+        return (random.normal(count, self.channels, *shape) * std + mean,)
+
+    def apply(self, images: Tensor, noise: Tensor) -> Tensor:
+        return _cut(images + noise.trunc())  # Albumentations adds whole levels
+
+
 # ---------------------------------------------------------------- the pipeline
 
 STEPS: dict[type, type[Step]] = {
@@ -358,6 +399,8 @@ STEPS: dict[type, type[Step]] = {
     A.PadIfNeeded: PadIfNeeded,
     A.RandomCrop: RandomCrop,
     A.ColorJitter: ColorJitter,
+    A.ImageCompression: ImageCompression,
+    A.GaussNoise: GaussNoise,
 }
 
 

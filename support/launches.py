@@ -6,8 +6,9 @@ prints it without a GPU, too; docs/speed.md tells what it came down to.
 """
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 import recipes
 import utils
-from fast import batched, loader
+from fast import batched, jpeg, loader
 from networks import Network
 from support import model_files
 
@@ -125,24 +126,28 @@ def imagined_gpu() -> Iterator[utils.Device]:
     What mixes it with the CPU raises RuntimeError, as on a real one. Networks are built before and
     moved inside. There is no backward pass, for autograd asks the driver, and nothing can be read.
     """
-    rand = torch.rand
+    rand, randn = torch.rand, torch.randn
 
-    def drawn(size: tuple, *, generator: _Generator, device: torch.device) -> Tensor:
+    def drawn(
+        draw: Callable, size: tuple, *, generator: _Generator, device: torch.device
+    ) -> Tensor:
         if generator.device.type != torch.device(device).type:
             raise RuntimeError(f"numbers on {device} of a generator on {generator.device}")
-        return rand(size, device=device)
+        return draw(size, device=device)
 
     stand_ins = (
         (torch, "Generator", _Generator),
-        (torch, "rand", drawn),
+        (torch, "rand", functools.partial(drawn, rand)),
+        (torch, "randn", functools.partial(drawn, randn)),
         (torch.cuda, "is_bf16_supported", lambda *_, **__: True),
         (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
     )
     with contextlib.ExitStack() as stack:
         for module, name, stand_in in stand_ins:
             stack.enter_context(mock.patch.object(module, name, stand_in))
-        batched.per_channel.cache_clear()  # what it keeps is of one world or the other
-        stack.callback(batched.per_channel.cache_clear)
+        for kept in (batched.per_channel, jpeg.constant):  # of one world or the other
+            kept.cache_clear()
+            stack.callback(kept.cache_clear)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_OneDevice())
         yield utils.Device(torch.device("cuda"), torch.bfloat16, torch.channels_last)

@@ -108,7 +108,7 @@ def images_of(loader) -> np.ndarray:
 
 def test_what_was_asked_for_trains(caught, run):
     options = sets(label_smoothing=0.2, clip_norm=0.7, dropout=0.5, augment=0.4, augment_epochs=75)
-    run("--epochs", 3, "--batch-size", 100, *options)
+    run("--epochs", 3, "--batch-size", 100, *options, *sets(robust=0.36))
     assert len(caught.epochs) == 3
     for epoch in caught.epochs:
         assert epoch.criterion.label_smoothing == 0.2
@@ -118,6 +118,9 @@ def test_what_was_asked_for_trains(caught, run):
         assert [len(labels) for _, labels in epoch.batches] == [100] * 10
         hole = next(step for step in epoch.loader.transform.steps if hasattr(step, "count"))
         assert hole.p == pytest.approx(0.4 * (3 / 75) ** 0.5)
+        damage = epoch.loader.transform.steps[-2:]
+        assert [type(step).__name__ for step in damage] == ["ImageCompression", "GaussNoise"]
+        assert [step.p for step in damage] == pytest.approx([0.2, 0.2])
 
 
 @pytest.mark.parametrize(

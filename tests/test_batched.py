@@ -62,6 +62,8 @@ TRANSFORMS = {
     "brightness": A.ColorJitter((0.2, 2), (1, 1), (1, 1), (0, 0), p=1),
     "contrast": A.ColorJitter((1, 1), (0.2, 2), (1, 1), (0, 0), p=1),
     "saturation": A.ColorJitter((1, 1), (1, 1), (0.2, 2), (0, 0), p=1),
+    "noise": A.GaussNoise(std_range=(0.01, 0.3), mean_range=(-0.1, 0.1), p=1),
+    "grey noise": A.GaussNoise(std_range=(0.1, 0.1), per_channel=False, p=1),
     "hue": A.ColorJitter((1, 1), (1, 1), (1, 1), (-0.5, 0.5), p=1),
 }
 
@@ -294,6 +296,8 @@ def test_number_format_and_layout_of_the_result(sample):
         ([A.Affine(border_mode=cv2.BORDER_REFLECT_101), *ENDING], "Affine with border_mode"),
         ([A.Affine(fit_output=True), *ENDING], "Affine with fit_output=True"),
         ([A.CoarseDropout(fill="random"), *ENDING], "CoarseDropout with fill='random'"),
+        ([A.ImageCompression("webp"), *ENDING], "ImageCompression with compression_type='webp'"),
+        ([A.GaussNoise(noise_scale_factor=0.5), *ENDING], "GaussNoise with noise_scale_factor"),
         ([A.RandomCrop(32, 32, p=0.5), *ENDING], r"RandomCrop with p=0\.5"),
         ([A.PadIfNeeded(40, 40, position="random"), *ENDING], "PadIfNeeded with this position"),
         ([A.HorizontalFlip()], "does not end in Normalize"),

@@ -70,6 +70,7 @@ REAL = {
     "teacher_weight": (0, 1, "low"),
     "dropout": (0, 1e15, ""),
     "augment": (0, 1, ""),
+    "robust": (0, 1, ""),
 }
 WHOLE = ("batch_size", "target_epochs", "augment_epochs")  # from 1 to 10**15
 WORDS = {

@@ -4,6 +4,7 @@
     python -m tools.evaluate weights.pt --model 2                  # weights alone
     python -m tools.evaluate model_2_int8.onnx                     # what tools.export wrote
     python -m tools.evaluate RUN --tta                             # also with flipped images
+    python -m tools.evaluate RUN --corruptions                     # what JPEG, noise, blur cost
     python -m tools.evaluate RUN --split val                       # what a --val-split run held out
     python -m tools.evaluate RUN --images FOLDER                   # FOLDER/class/*.png|jpg
 
@@ -26,7 +27,7 @@ import plots
 import runs
 import utils
 from support import provenance
-from tools import pictures
+from tools import corruptions, pictures
 from tools.exported import Exported
 
 BINS = 15  # of the calibration, as Guo et al. (2017, https://arxiv.org/abs/1706.04599) take
@@ -94,20 +95,21 @@ def answers_of(
     images: np.ndarray,
     labels: np.ndarray,
     args: argparse.Namespace,
+    title: str = "test",
 ) -> np.ndarray:
-    """The log-probability of each class, float32 (N, 10).
+    """The log-probability of each class, float32 (N, 10); `title` stands beside the progress.
 
     Raises:
         support.meter.DivergedError: the network answers with NaN.
     """
     if isinstance(trained, Exported):
-        probabilities = trained(images, "ONNX Runtime")
+        probabilities = trained(images, title)
         return np.log(probabilities.clip(np.finfo(np.float32).tiny, 1))
     device = trained.source.fitting(utils.Device.pick(args.device)).exact
     transform = transform_of(trained, args.data_dir)
     loader = utils.make_loader(images, labels, transform, utils.TEST_BATCH, device)
     network = trained.network.to(device.where, memory_format=device.layout)
-    logits = utils.evaluate(network, loader, device).logits
+    logits = utils.evaluate(network, loader, device, title).logits
     return logits.log_softmax(dim=1).clamp(max=0).numpy()
 
 
@@ -220,11 +222,21 @@ def evaluate(args: argparse.Namespace) -> None:
             both = answers + answers_of(trained, mirrored, labels, args)
             results["top1_with_flip"] = 100 * float((both.argmax(axis=1) == labels).mean())
             run.log(f"with flip test-time augmentation {results['top1_with_flip']:.2f} %")
+        drawn = draw(f"{trained.name}, {name}", images, labels, answers, results)
+        if args.corruptions:
+
+            def answer(damaged: np.ndarray, title: str) -> np.ndarray:
+                return answers_of(trained, damaged, labels, args, title)
+
+            found = corruptions.measure(answer, images, labels, results["top1"])
+            results["corruptions"] = found
+            run.log(f"\n{corruptions.table(found)}")
+            about = (images[0], results["top1"], f"{trained.name}, {name}")
+            drawn["corruptions.png"] = corruptions.picture(found, *about)
         table = report(answers, labels)
         run.log(f"\n{table}")
         run.write("classification_report.txt", table)
         run.write_json("evaluation.json", results)
-        drawn = draw(f"{trained.name}, {name}", images, labels, answers, results)
         for file, picture in drawn.items():
             run.write(file, picture)
         run.log(f"Results: {run.folder}")
@@ -239,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--split", choices=("test", "val"), default="test", help="test set, or what a run held out")
     add("--images", type=Path, metavar="FOLDER", help="your own pictures: FOLDER/class/*.png|jpg")
     add("--tta", action="store_true", help="also average each image with its mirror image")
+    add("--corruptions", action="store_true", help="also damaged by JPEG, noise, blur and so on")
     add("--device", help="cuda, mps or cpu (default: the first that is there)")
     cli.add_data_flags(parser)
     return cli.run(parser, evaluate, arguments)
