@@ -1,5 +1,6 @@
 """What a first reading can leave out: details that keep promises, a file each.
 
+- damage: JPEG and noise in training, where a recipe asks for it;
 - files: files that are there whole or not at all;
 - flags: the command line of train.py, stored and read again;
 - history: an epoch's line, a run's table;

@@ -3,6 +3,7 @@
 Most trainings are those of fake_train.py, which ends in no time and whose accuracies are known.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -10,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -177,6 +179,8 @@ def test_a_grid_s_values_are_read_as_set_reads_them(text, wanted):
         ("lr=0.01:0.1:log", P("lr", (), 0.01, 0.1, True)),
         ("augment=0:0.5", P("augment", (), 0.0, 0.5)),
         ("batch_size=128:512:int", P("batch_size", (), 128, 512)),
+        ("batch_size=128:512", P("batch_size", (), 128, 512)),
+        ("momentum=0:1", P("momentum", (), 0.0, 1.0)),
         ("batch_size=64:512:int:log", P("batch_size", (), 64, 512, True)),
         ("optimizer=muon,sgd", P("optimizer", ("muon", "sgd"))),
         ("batch_size=128,512", P("batch_size", (128, 512))),
@@ -226,7 +230,7 @@ def test_a_tuned_range(text, wanted):
         ("--tune lr=0.1:0.2:cubic", "'lr=0.1:0.2:cubic' is not KEY=LOW:HIGH"),
         ("--tune lr=0.1:0.2:log:log", "is not KEY=LOW:HIGH"),
         ("--tune batch_size=128:512.5:int", "the ends of :int are whole numbers"),
-        ("--tune batch_size=128:512", "recipe: batch_size is 128.0"),
+        ("--tune batch_size=128:512.5", "recipe: batch_size is 128.0"),
         ("--tune lr=0.1:0.2 --seeds 3", "--seeds is for --grid: a trial of --tune is one training"),
         ("--tune lr=0.1:0.2 --trials 0", "'0' is not a whole number from 1 to 100000"),
     ],
@@ -247,7 +251,9 @@ def test_what_cannot_be_searched_is_one_line(arguments, message, fake, call, tmp
         ("db2:///x", 2, "--storage db2:///x is no database that is known"),
         ("sqlite://", 2, "would be forgotten; give sqlite:///FILE.db"),
         ("postgresql://me:hush@127.0.0.1:9/x", 1, "://me:***@127.0.0.1:9/x cannot be used: conn"),
-        ("postgresql://me:hush@127.0.0.1:none/x", 1, "none"),
+        ("postgresql://me:hush@127.0.0.1:none/x", 2, "is no database that is known"),
+        ("postgresql://me:hush@127.0.0.1:99999/x", 2, "is no database that is known"),
+        ("sqlite:///{tmp}/other.db", 2, "other.db holds another program's tables (cats, dogs)"),
         ("mysql+pymysql://me:hush@host/x", 2, "needs pymysql; pip install"),
         ("sqlite:///{tmp}/text.db", 1, "text.db cannot be used: file is not a database"),
         ("sqlite:///{tmp}/text.db/x.db", 1, "text.db"),
@@ -257,11 +263,16 @@ def test_what_cannot_be_searched_is_one_line(arguments, message, fake, call, tmp
 )
 def test_a_storage_out_of_reach_is_one_line(url, status, message, fake, call, tmp_path):
     (tmp_path / "text.db").write_text("no database at all " * 100)
+    other = tmp_path / "other.db"
+    with contextlib.closing(sqlite3.connect(other)) as connection:
+        connection.executescript("CREATE TABLE cats (name); CREATE TABLE dogs (name)")
+    before = other.read_bytes()
     found, _, error = call("--grid", "lr=0.1", "--storage", url.replace("{tmp}", str(tmp_path)))
     assert message in error
     assert found == status
     assert error.count("\n") == 1
     assert "hush" not in error
+    assert other.read_bytes() == before
     assert starts_of(fake) == []
 
 

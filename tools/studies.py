@@ -24,6 +24,7 @@ import filelock
 
 import support.needed
 from errors import Error, UsageError
+from recipes import Recipe
 from support.flags import recipe_entry
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 HEARTBEAT, GRACE = 10, 120  # seconds between signs of life; without one for so long, a worker died
 BUSY = 60  # seconds that SQLite waits for others who write
 MOST = 10_000  # trainings of a grid
+WHOLE = {name for name, field in Recipe.__pydantic_fields__.items() if field.annotation is int}
 
 
 class StorageError(Error):
@@ -130,7 +132,10 @@ def grid_entry(text: str) -> Parameter:
 
 
 def tune_entry(text: str) -> Parameter:
-    """KEY=LOW:HIGH, :log or :int or both behind it, or KEY=VALUE,VALUE,... of --tune."""
+    """KEY=LOW:HIGH, :log or :int or both behind it, or KEY=VALUE,VALUE,... of --tune.
+
+    Keys that are whole numbers in every recipe need no :int.
+    """
     like = "KEY=LOW:HIGH, KEY=LOW:HIGH:log, KEY=LOW:HIGH:int or KEY=VALUE,VALUE,..."
     key, values = _split(text, like)
     low, *rest = values.split(":")
@@ -146,11 +151,12 @@ def tune_entry(text: str) -> Parameter:
         raise argparse.ArgumentTypeError(f"{text!r:.60} is not {like}")
     if ends[0] >= ends[1]:
         raise argparse.ArgumentTypeError(f"{text!r:.60}: the range must begin below its end")
-    if "int" in how and not all(isinstance(end, int) for end in ends):
+    whole = all(isinstance(end, int) for end in ends)
+    if "int" in how and not whole:
         raise argparse.ArgumentTypeError(f"{text!r:.60}: the ends of :int are whole numbers")
     if "log" in how and ends[0] <= 0:
         raise argparse.ArgumentTypeError(f"{text!r:.60}: a logarithmic range begins above 0")
-    if "int" not in how:
+    if not ("int" in how or (whole and key in WHOLE)):
         ends = [float(end) for end in ends]
     return Parameter(key, (), *ends, "log" in how)
 
@@ -213,6 +219,8 @@ def open_storage(url: str) -> "RDBStorage":
     try:
         parsed = sqlalchemy.make_url(url)
         shown = parsed.render_as_string(hide_password=True)
+        if parsed.port is not None and not 0 < parsed.port < 2**16:
+            raise ValueError
         if parsed.get_backend_name() == "sqlite":
             if parsed.query:
                 raise UsageError(f"--storage {shown}: give sqlite:///FILE.db, without options")
@@ -230,7 +238,9 @@ def open_storage(url: str) -> "RDBStorage":
                 if attempt == 5:
                     raise
                 time.sleep(random.random())  # another machine makes the tables at this moment
-    except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError):
+    except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
         raise UsageError(
             f"--storage {shown} is no database that is known; give sqlite:///FILE.db or "
             "postgresql://USER@MACHINE/DATABASE"
@@ -246,10 +256,7 @@ def open_storage(url: str) -> "RDBStorage":
         optuna.exceptions.StorageInternalError,
         RuntimeError,  # tables of another version of Optuna
         sqlite3.Error,
-        ValueError,  # a port that is no number
     ) as error:
-        if isinstance(error, UsageError):
-            raise
         raise StorageError(
             f"--storage {shown} cannot be used: {_reason(error)}; mend it, or give another"
         ) from None
@@ -278,6 +285,11 @@ def _open_sqlite(url: str, file: Path) -> "RDBStorage":
 
     file.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{file}.lock"):  # its tables are made once
+        if (tables := _tables_in(file)) and "studies" not in tables:
+            names = ", ".join(tables)[:60]
+            raise UsageError(
+                f"--storage {file} holds another program's tables ({names}); give another file"
+            )
         storage = _connect(url, {"connect_args": {"timeout": BUSY}})
 
     @sqlalchemy.event.listens_for(storage.engine, "begin")
@@ -285,6 +297,14 @@ def _open_sqlite(url: str, file: Path) -> "RDBStorage":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return storage
+
+
+def _tables_in(file: Path) -> list[str]:
+    if not file.is_file():
+        return []
+    with contextlib.closing(sqlite3.connect(file, timeout=BUSY)) as connection:
+        found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        return [name for (name,) in found]
 
 
 def open_study(storage: "RDBStorage", name: str, pruner: "BasePruner", about: dict) -> "Study":
