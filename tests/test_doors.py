@@ -156,7 +156,7 @@ def parser_of(door: str, monkeypatch) -> argparse.ArgumentParser:
 
 
 # Of other tools.
-PARTS = ("exported", "findings", "pictures", "studies", "to_onnx", "trials", "ways")
+PARTS = ("explain", "exported", "findings", "pictures", "studies", "to_onnx", "trials", "ways")
 COMMANDS = ["train", *(f"tools.{name}" for name in TOOLS if name not in PARTS)]
 
 

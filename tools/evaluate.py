@@ -6,6 +6,7 @@
     python -m tools.evaluate RUN --tta                             # also with flipped images
     python -m tools.evaluate RUN --split val                       # what a --val-split run held out
     python -m tools.evaluate RUN --images FOLDER                   # FOLDER/class/*.png|jpg
+    python -m tools.evaluate RUN --explain                         # also where it looks
 
 All in float32; what --tta finds stands apart. Pictures, the classification report and
 evaluation.json go to a folder of their own in --output-dir.
@@ -26,7 +27,7 @@ import plots
 import runs
 import utils
 from support import provenance
-from tools import pictures
+from tools import explain, pictures
 from tools.exported import Exported
 
 BINS = 15  # of the calibration, as Guo et al. (2017, https://arxiv.org/abs/1706.04599) take
@@ -203,6 +204,7 @@ def evaluate(args: argparse.Namespace) -> None:
         if args.device is not None:
             raise cli.UsageError("ONNX Runtime computes on the CPU here; leave out --device")
         how = f"{trained.precision}, ONNX Runtime on {provenance.processor()}"
+    look = explain.GradCam(trained, utils.Device.pick(args.device)) if args.explain else None
     name, images, labels = images_of(args, trained)
     answers = answers_of(trained, images, labels, args)
     results = {"weights": str(trained.file), "of": name, **figures(answers, labels)}
@@ -227,6 +229,15 @@ def evaluate(args: argparse.Namespace) -> None:
         drawn = draw(f"{trained.name}, {name}", images, labels, answers, results)
         for file, picture in drawn.items():
             run.write(file, picture)
+        if look:
+            transform = transform_of(trained, args.data_dir)
+            where = f"{trained.name}, {name}"
+            picture = explain.of_answers(look, where, images, labels, answers, transform)
+            run.log(f"{explain.TITLE}: {run.write(explain.FILE, picture)}")
+            # A run's page shows the run's own data, and not a sample of it.
+            own = args.images is None and (not args.dry_run or trained.settings.get("dry_run"))
+            if own and (told := explain.add_to_page(args.weights, picture)):
+                run.log(told)
         run.log(f"Results: {run.folder}")
 
 
@@ -239,6 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--split", choices=("test", "val"), default="test", help="test set, or what a run held out")
     add("--images", type=Path, metavar="FOLDER", help="your own pictures: FOLDER/class/*.png|jpg")
     add("--tta", action="store_true", help="also average each image with its mirror image")
+    add("--explain", action="store_true", help="also show where the network looks (Grad-CAM)")
     add("--device", help="cuda, mps or cpu (default: the first that is there)")
     cli.add_data_flags(parser)
     return cli.run(parser, evaluate, arguments)
