@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -363,6 +364,7 @@ def test_captum_is_asked_for_where_it_is_missing_and_needed(cat, capsys, tmp_pat
     found = refused(capsys, predict, cat, "--weights", run, "--explain", *out_dir)
     assert found == f"tools.predict: {wanted}"
     assert call_main(predict.main, capsys, [cat, "--weights", run])[0] == 0
+    runpy.run_path(explain.__file__)  # as if imported for the first time
 
 
 def test_the_file_to_install_holds_captum_and_development_takes_it():
