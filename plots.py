@@ -253,9 +253,9 @@ def bars(
     axes.bar_label(drawn, fmt=form, padding=2)
 
 
-def png(figure: Figure) -> bytes:
-    """The picture as a PNG file's bytes, the figure's label in it."""
+def png(figure: Figure, title: str = "") -> bytes:
+    """The picture as a PNG file's bytes, a title and the figure's label in it."""
     buffer, label = io.BytesIO(), figure.get_label()
-    metadata = {"Description": label} if label else {}
+    metadata = ({"Title": title} if title else {}) | ({"Description": label} if label else {})
     figure.savefig(buffer, format="png", dpi=110, metadata=metadata)
     return buffer.getvalue()

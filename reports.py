@@ -56,6 +56,24 @@ def write_index(run: runs.Run) -> None:
     _attempt(run, INDEX, lambda: update_index(run.folder.parent))
 
 
+def add_pictures(folder: Path, pictures: dict[str, bytes]) -> str:
+    """Puts pictures, by file name, into the folder of a run that has a page, and into the page.
+
+    Returns:
+        Where the page is, or why they are not in it, in a line; nothing where there is no page.
+    """
+    path = folder / PAGE
+    try:
+        if not pictures or not path.is_file():
+            return ""
+        for name, picture in pictures.items():
+            write_file(folder / name, picture)
+        return f"Page with {', '.join(pictures)}: {write_file(path, page(folder))}"
+    except Exception as error:  # a folder that nobody may write to, odd files in it
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return f"Not in {path}: {reason}"
+
+
 def _attempt(run: runs.Run, name: str, write: Callable[[], object]) -> None:
     try:
         if run.writes:

@@ -692,7 +692,7 @@ def test_minutes_to_the_target(ours, options, lines, folders, capsys, monkeypatc
         options = ["--bench", folders / "bench.json", *options[1:]]
     picture = folders / "minutes.png"
     if ours != "weak":  # one of them is drawn; test_tool_pictures.py looks at the figure
-        monkeypatch.setattr(plots, "png", lambda _: PIXEL)
+        monkeypatch.setattr(plots, "png", lambda *_: PIXEL)
     arguments = [folders / "slow", folders / ours, "--output", picture, *options]
     status, out, _ = call_main(minutes.main, capsys, arguments)
     assert status == 0

@@ -206,7 +206,7 @@ def test_measured_is_what_the_network_still_gets_right():
 def test_an_evaluation_tells_what_damage_costs(sample, monkeypatch, capsys, tmp_path):
     """Against a plain second evaluation of damaged images, of ours that lie in the repository."""
     monkeypatch.setattr(cifar10, "load_cifar10", lambda *_: sample)
-    monkeypatch.setattr(plots, "png", lambda _: PIXEL)
+    monkeypatch.setattr(plots, "png", lambda *_: PIXEL)
     two = {
         name: corruptions.CORRUPTIONS[name] for name in ("JPEG, quality 50", "contrast times 0.5")
     }

@@ -156,7 +156,10 @@ def parser_of(door: str, monkeypatch) -> argparse.ArgumentParser:
 
 
 # Of other tools.
-PARTS = ("corruptions", "exported", "findings", "pictures", "studies", "to_onnx", "trials", "ways")
+PARTS = (
+    "corruptions", "explain", "exported", "findings", "pictures", "studies", "to_onnx", "trials",
+    "ways",
+)  # fmt: skip
 COMMANDS = ["train", *(f"tools.{name}" for name in TOOLS if name not in PARTS)]
 
 

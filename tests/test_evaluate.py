@@ -20,7 +20,7 @@ from tools import evaluate, pictures, predict
 @pytest.fixture(autouse=True)
 def _no_png(monkeypatch) -> None:
     """Drawing would take longest; test_tool_pictures.py looks at the figures."""
-    monkeypatch.setattr(evaluate.plots, "png", lambda _: PIXEL)
+    monkeypatch.setattr(evaluate.plots, "png", lambda *_: PIXEL)
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ def test_answers_are_of_float32_on_a_device_that_computes_with_less(run, sample,
 def test_the_curve_of_the_calibration_and_the_bars_of_the_classes(monkeypatch):
     """In two bins: 4 answers of 40 %, 1 of them right, and 6 of 90 %, 3 of them right."""
     drawn = []
-    monkeypatch.setattr(evaluate.plots, "png", lambda figure: drawn.append(figure) or b"")
+    monkeypatch.setattr(evaluate.plots, "png", lambda figure, *_: drawn.append(figure) or b"")
     sure = np.array([0.41] * 4 + [0.9] * 6, dtype=np.float32)
     evaluate.reliability(sure, np.array([1, 0, 0, 0, 1, 1, 1, 0, 0, 0], dtype=bool), "x")
     top, bottom = drawn[0].axes

@@ -78,7 +78,7 @@ def test_similarity_is_numpys_correlation(sample):
 
 
 def test_the_command_writes_pictures_and_a_report(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "png", lambda _: PIXEL)  # see test_tool_pictures.py
+    monkeypatch.setattr(plots, "png", lambda *_: PIXEL)  # see test_tool_pictures.py
     assert explore.main(["--dry-run", "--output-dir", str(tmp_path)]) == 0
     folder = tmp_path / "explore"
     report = (folder / "report.md").read_text()

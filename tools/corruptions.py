@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 import plots
 from fast.batched import A
 
+FILE, TITLE = "corruptions.png", "How it takes damage"
 SEED = 0
 
 
@@ -101,7 +102,7 @@ def picture(
         + ", ".join(f"{name} {row['lost']:.1f}" for name, row in found.items())
         + f". The worst is {worst}, with {found[worst]['accuracy']:.2f} % left."
     )
-    figure.suptitle(f"How it takes damage. {title}: {clean:.2f} % of the pictures as they are")
+    figure.suptitle(f"{TITLE}. {title}: {clean:.2f} % of the pictures as they are")
     shown, axes = figure.subplots(1, 2, sharey=True, width_ratios=(1, 13))
     column = np.concatenate([damaged(image[None], name)[0] for name in found])
     shown.imshow(column, extent=(0, 1, len(found) - 0.5, -0.5), aspect="auto")
@@ -116,4 +117,4 @@ def picture(
     axes.margins(x=0.18)
     axes.set(xlabel="accuracy lost (points); in brackets what is left")
     axes.grid(axis="x", alpha=0.3)
-    return plots.png(figure)
+    return plots.png(figure, TITLE)

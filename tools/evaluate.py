@@ -7,6 +7,7 @@
     python -m tools.evaluate RUN --corruptions                     # what JPEG, noise, blur cost
     python -m tools.evaluate RUN --split val                       # what a --val-split run held out
     python -m tools.evaluate RUN --images FOLDER                   # FOLDER/class/*.png|jpg
+    python -m tools.evaluate RUN --explain                         # also where it looks
 
 All in float32; what --tta finds stands apart. Pictures, the classification report and
 evaluation.json go to a folder of their own in --output-dir.
@@ -24,10 +25,11 @@ import cifar10
 import cli
 import networks
 import plots
+import reports
 import runs
 import utils
 from support import provenance
-from tools import corruptions, pictures
+from tools import corruptions, explain, pictures
 from tools.exported import Exported
 
 BINS = 15  # of the calibration, as Guo et al. (2017, https://arxiv.org/abs/1706.04599) take
@@ -205,7 +207,9 @@ def evaluate(args: argparse.Namespace) -> None:
         if args.device is not None:
             raise cli.UsageError("ONNX Runtime computes on the CPU here; leave out --device")
         how = f"{trained.precision}, ONNX Runtime on {provenance.processor()}"
+    look = explain.GradCam(trained, utils.Device.pick(args.device)) if args.explain else None
     name, images, labels = images_of(args, trained)
+    title = f"{trained.name}, {name}".replace("$", r"\$")  # a folder's name, and no formula
     answers = answers_of(trained, images, labels, args)
     results = {"weights": str(trained.file), "of": name, **figures(answers, labels)}
     hits = int((answers.argmax(axis=1) == labels).sum())
@@ -222,7 +226,7 @@ def evaluate(args: argparse.Namespace) -> None:
             both = answers + answers_of(trained, mirrored, labels, args)
             results["top1_with_flip"] = 100 * float((both.argmax(axis=1) == labels).mean())
             run.log(f"with flip test-time augmentation {results['top1_with_flip']:.2f} %")
-        drawn = draw(f"{trained.name}, {name}", images, labels, answers, results)
+        drawn, for_page = draw(title, images, labels, answers, results), {}
         if args.corruptions:
 
             def answer(damaged: np.ndarray, title: str) -> np.ndarray:
@@ -231,14 +235,23 @@ def evaluate(args: argparse.Namespace) -> None:
             found = corruptions.measure(answer, images, labels, results["top1"])
             results["corruptions"] = found
             run.log(f"\n{corruptions.table(found)}")
-            about = (images[0], results["top1"], f"{trained.name}, {name}")
-            drawn["corruptions.png"] = corruptions.picture(found, *about)
+            picture = corruptions.picture(found, images[0], results["top1"], title)
+            for_page[corruptions.FILE] = picture
         table = report(answers, labels)
         run.log(f"\n{table}")
         run.write("classification_report.txt", table)
         run.write_json("evaluation.json", results)
-        for file, picture in drawn.items():
+        if look:
+            transform = transform_of(trained, args.data_dir)
+            where = f"{trained.name}, {name}"
+            picture = explain.of_answers(look, where, images, labels, answers, transform)
+            for_page[explain.FILE] = picture
+        for file, picture in (drawn | for_page).items():
             run.write(file, picture)
+        # A run's page shows the run's own data, and not a sample of it.
+        own = args.images is None and (not args.dry_run or trained.settings.get("dry_run"))
+        if own and (told := reports.add_pictures(args.weights, for_page)):
+            run.log(told)
         run.log(f"Results: {run.folder}")
 
 
@@ -252,6 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--images", type=Path, metavar="FOLDER", help="your own pictures: FOLDER/class/*.png|jpg")
     add("--tta", action="store_true", help="also average each image with its mirror image")
     add("--corruptions", action="store_true", help="also damaged by JPEG, noise, blur and so on")
+    add("--explain", action="store_true", help="also show where the network looks (Grad-CAM)")
     add("--device", help="cuda, mps or cpu (default: the first that is there)")
     cli.add_data_flags(parser)
     return cli.run(parser, evaluate, arguments)

@@ -2,6 +2,7 @@
 
     python -m tools.predict cat.jpg boat.png                       # by model 1 of this repository
     python -m tools.predict cat.jpg --weights output/RUN           # or model_3_int8.onnx
+    python -m tools.predict cat.jpg --explain                      # and a picture: where it looks
 
 A picture is cropped to its central square and made 32x32 pixels: all that the network sees.
 """
@@ -16,7 +17,9 @@ import torch
 import cifar10
 import cli
 import networks
-from tools import evaluate, pictures
+import runs
+import utils
+from tools import evaluate, explain, pictures
 from tools.exported import Exported
 
 SHOWN = 3  # classes a picture
@@ -35,12 +38,23 @@ def probabilities(
 
 
 def predict(args: argparse.Namespace) -> None:
-    """Prints a line for each picture: the likeliest classes with their probabilities."""
+    """Prints a line for each picture: the likeliest classes with their probabilities.
+
+    With --explain one more: the path of a picture of where the network looks.
+    """
     images = [pictures.read_picture(path) for path in args.images]
     trained = evaluate.load(args.weights, args.model)
-    for path, row in zip(args.images, probabilities(trained, images, args), strict=True):
+    on_cpu = utils.Device(torch.device("cpu"))
+    look = explain.GradCam(trained, on_cpu) if args.explain else None
+    rows = probabilities(trained, images, args)
+    for path, row in zip(args.images, rows, strict=True):
         likeliest = np.argsort(-row)[:SHOWN]
         print(f"{path}:", ", ".join(f"{cifar10.CLASSES[k]} {row[k]:.1%}" for k in likeliest))
+    if look:
+        transform = evaluate.transform_of(trained, args.data_dir)
+        picture = explain.of_pictures(look, args.images, np.stack(images), rows, transform)
+        with runs.Run.create(args.output_dir, f"predict-{trained.name}") as run:
+            print(f"{explain.TITLE}: {run.write(explain.FILE, picture)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="a run's folder, an .onnx file, or one of ours by name (model_1)",
     )
     add("--model", help="1, 2, 3 or a model file (default: what the run says)")
+    add("--explain", action="store_true", help="also show where the network looks (Grad-CAM)")
+    add("--output-dir", default="output", help="where that picture is put (output)")
     add("--data-dir", default="data", help="where CIFAR-10 lies, for weights without a run (data)")
     return cli.run(parser, predict, arguments)
 
