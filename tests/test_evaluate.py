@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib import cbook
 from PIL import Image
 
 import cifar10
@@ -295,6 +296,17 @@ def test_a_folder_of_pictures(run, own_pictures, sample, capsys, tmp_path, no_fi
     )  # fmt: skip
     assert status == 0, error
     assert f"({hits(answers(run, images, *OWN), labels)} of 6)" in out
+
+
+def test_a_folder_s_name_is_no_formula(run, own_pictures, capsys, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(evaluate, "draw", lambda title, *_: titles.append(title) or {})
+    folder = own_pictures.rename(tmp_path / r"x$\bad$y")
+    flags = "--device", "cpu", "--output-dir", tmp_path / "out"
+    status, _, error = call(evaluate, capsys, run, "--images", folder, *flags)
+    assert status == 0, error
+    assert titles[0].replace("\\$", "$").endswith(str(folder))
+    assert not cbook.is_math_text(titles[0])
 
 
 def test_predict_names_the_likeliest_classes(run, own_pictures, capsys):
