@@ -22,7 +22,7 @@ import runs
 from support import figures
 from support.files import HERE, write_file
 
-PAGE, INDEX, LOCK = "report.html", "index.html", ".index.lock"
+PAGE, INDEX, LOCK = runs.Run.PAGE, "index.html", ".index.lock"
 # A run's pictures in the order of the page: heading, and a text for those that carry none.
 PICTURES = {
     "curves": ("Curves", "Loss, accuracy and learning rate by epoch."),

@@ -40,7 +40,7 @@ class Run:
     Where `resume_command` is given, an error that ends the `with` is told with it: how to go on.
     """
 
-    SETTINGS, RESULTS, LOG, LOCK = NAME, "results.json", "train.log", ".lock"
+    SETTINGS, RESULTS, LOG, LOCK, PAGE = NAME, "results.json", "train.log", ".lock", "report.html"
 
     def __init__(self, folder: Path, writes: bool = True) -> None:
         self.folder, self.writes = folder, writes
@@ -131,9 +131,9 @@ class Run:
         """Writes a whole file of the run; returns its path."""
         return write_file(self.folder / name, content) if self.writes else self.folder / name
 
-    def remove(self, name: str) -> None:
-        """Deletes a file of the run, if it is there."""
-        if self.writes:
+    def remove(self, *names: str) -> None:
+        """Deletes files of the run, those that are there."""
+        for name in names if self.writes else ():
             (self.folder / name).unlink(missing_ok=True)
 
     def write_json(self, name: str, value: object) -> Path:
@@ -257,7 +257,7 @@ class State:
         except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise CheckpointError(f"{path} is no checkpoint of this run: {reason}") from None
-        run.remove(run.RESULTS)  # of an earlier epoch
+        run.remove(run.RESULTS, run.PAGE)  # of an earlier epoch
         self._save_rest(run)
         if self.history.beginning() not in run.read_log():  # the process ended between the two
             run.log(self.history.line())

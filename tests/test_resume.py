@@ -610,11 +610,12 @@ def test_another_run_s_checkpoint_is_refused(flag, cut, network, capsys, tmp_pat
 
 
 def test_results_of_an_earlier_stop_do_not_outlive_going_on(cut, capsys, monkeypatch):
-    assert (cut / "results.json").is_file()
+    of_the_stop = [cut / "results.json", cut / "report.html"]
+    assert all(path.is_file() for path in of_the_stop)
     monkeypatch.setattr(utils, "train", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         resume(capsys, cut)
-    assert not (cut / "results.json").exists()
+    assert not any(path.exists() for path in of_the_stop)
 
 
 def test_a_second_ctrl_c_does_not_cost_the_report(network, capsys, tmp_path, monkeypatch):
