@@ -66,9 +66,10 @@ def add_pictures(folder: Path, pictures: dict[str, bytes]) -> str:
     try:
         if not pictures or not path.is_file():
             return ""
-        for name, picture in pictures.items():
-            write_file(folder / name, picture)
-        return f"Page with {', '.join(pictures)}: {write_file(path, page(folder))}"
+        with contextlib.closing(runs.Run(folder)) as run:  # nobody else writes there meanwhile
+            for name, picture in pictures.items():
+                run.write(name, picture)
+            return f"Page with {', '.join(pictures)}: {run.write(PAGE, page(folder))}"
     except Exception as error:  # a folder that nobody may write to, odd files in it
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return f"Not in {path}: {reason}"

@@ -26,7 +26,7 @@ from parallel import ALONE, Team
 from support import files
 from support.files import CheckpointError, load_weights, read_checkpoint, read_json, write_file
 from support.history import History
-from support.settings import NAME, InUseError, RunError, read
+from support.settings import NAME, InUseError, RunError, as_known_now, read
 
 
 class StorageError(Error, OSError):
@@ -239,7 +239,8 @@ class State:
             return False
         load_weights(self.model, path, checkpoint)
         try:
-            others = [key for key, value in self.about.items() if checkpoint[key] != value]
+            stored = checkpoint | {"recipe": as_known_now(checkpoint["recipe"])}
+            others = [key for key, value in self.about.items() if stored[key] != value]
             if others:
                 raise ValueError(f"its {others[0]} is another")
             rows = [dict(row) for row in checkpoint["history"]]

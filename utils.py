@@ -184,9 +184,8 @@ class Device:
 def seed_everything(seed: int, epoch: int = 0, rank: int = 0) -> None:
     """Seeds Python, NumPy and torch, for the first weights (epoch 0) and anew for every epoch.
 
-    So that what an epoch draws (dropout) follows from (seed, epoch) alone, as the loaders' draws
-    do, and a resumed run goes on as if it had never stopped. Processes that share a batch differ by
-    their rank.
+    So what an epoch draws (dropout) follows from (seed, epoch), as the loaders' draws do, and a run
+    goes on as if it had never stopped. Processes that share a batch differ by their rank.
     """
     entropy = (seed, epoch, rank) if rank else (seed, epoch)
     state = int(np.random.SeedSequence(entropy).generate_state(1)[0]) if epoch else seed

@@ -1,7 +1,7 @@
 """Faster forms of what PyTorch is slow at on the CPU; no other device needs them.
 
-`networks.prepare` calls `keep_freed_memory` and `speed_up` on the CPU. What they are worth:
-`python -m tools.bench --model N --parts`.
+`networks.prepare` calls `keep_freed_memory` and `speed_up` on the CPU, tools.evaluate the former.
+What they are worth: `python -m tools.bench --model N --parts`.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 def keep_freed_memory() -> None:
     """Tells glibc to keep freed memory for the next step instead of giving it back to the system.
 
-    Every step frees and asks for the same hundreds of megabytes; by default each block comes from
-    the system anew, page by page. A no-op where there is no glibc.
+    For the whole process. Every step frees and asks for the same hundreds of megabytes; by default
+    each block comes from the system anew, page by page. A no-op where there is no glibc.
     """
     if sys.platform != "linux":
         return

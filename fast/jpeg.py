@@ -6,8 +6,9 @@ Libjpeg's arithmetic without its file: colours to luma and chroma, chroma halved
 transformed, rounded to multiples of the quality's table, and all of it back. Numbers are rounded
 where libjpeg rounds them (jccolor.c, jcsample.c, jfdctint.c, jidctint.c, jdsample.c, jdcolor.c of
 libjpeg-turbo 3.1, https://github.com/libjpeg-turbo/libjpeg-turbo), so that of the grey levels that
-cv2.imencode and cv2.imdecode, the slow form, give, 95 % or more are the same (tests/test_jpeg.py).
-What remains is libjpeg's 13-bit constants of the transform; here they are cosines in float32.
+cv2.imencode and cv2.imdecode, the slow form, give for pictures, 95 % or more are the same
+(tests/test_damage.py). What remains is libjpeg's 13-bit constants of the transform; here they are
+cosines.
 """
 
 import functools
@@ -79,14 +80,15 @@ def _round(values: Tensor, below: bool = False) -> Tensor:
 def _table(base: Rows, quality: Tensor) -> Tensor:
     """The steps to whose multiples an image of that quality is rounded, float32 (N, 1, 8, 8)."""
     percent = torch.where(quality < 50, 5000 // quality, 200 - 2 * quality)[:, None, None, None]
-    return ((constant(base, quality.device) * percent + 50) // 100).clamp(1, 255).float()
+    steps = (constant(base, quality.device, torch.int64) * percent + 50) // 100
+    return steps.clamp(1, 255).float()
 
 
 @functools.cache
-def constant(values: Rows, device: torch.device) -> Tensor:
+def constant(values: Rows, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The rows as a tensor, brought to the device once."""
     with torch.inference_mode(False):  # else the first use in a test would mark it for good
-        return torch.tensor(values).to(device)
+        return torch.tensor(values, dtype=dtype).to(device)
 
 
 @functools.cache
@@ -110,17 +112,22 @@ def _rounded_blocks(planes: Tensor, table: Tensor) -> Tensor:
     """
     planes = F.pad(planes, (0, 0, 0, -planes.shape[2] % 8), mode="replicate")
     height, width = planes.shape[2:]
-    down, across = (constant(cosines(size), planes.device) for size in (height, width))
+    # Not float32 where there is more: autocast and settings of matmul's precision cut that short.
+    exact = torch.float32 if planes.device.type == "mps" else torch.float64
+    down, across = (constant(cosines(size), planes.device, exact) for size in (height, width))
+    planes, table = planes.to(exact), table.to(exact)
     steps = table.repeat(1, 1, height // 8, width // 8)
     found = _round(4 * ((planes - 128) @ across.T))
     found = _round(down @ found / 4)  # 8 times the coefficients
     kept = found.sign() * ((found.abs() + 4 * steps) / (8 * steps)).floor_() * steps
     found = _round(4 * (down.T @ kept))
-    return _round(found @ across / 32).add_(128).clamp_(0, 255)
+    return _round(found @ across / 32).add_(128).clamp_(0, 255).float()
 
 
 def _twice(planes: Tensor) -> Tensor:
     """Planes (N, C, H, W) at twice the size: three parts of the nearest value, one of the next."""
+    if planes.shape[3] <= 2:  # too narrow for it, says libjpeg
+        return planes.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     for dimension in (2, 3):
         last = planes.shape[dimension] - 1
         places = torch.arange(last + 1, device=planes.device)

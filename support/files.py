@@ -36,11 +36,15 @@ def write_file(path: Path, content: str | bytes) -> Path:
     """
     part = path.with_name(f".{path.name}.part")
     try:
-        with open(part, "wb") as file:
+        part.unlink(missing_ok=True)  # a folder may come from anybody: a link would be followed
+        with open(part, "xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not name it
+        raise
     finally:
         part.unlink(missing_ok=True)
     return path

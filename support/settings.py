@@ -1,6 +1,7 @@
 """settings.json read as what it should hold, and what going on with a run refuses."""
 
 import json
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ from annotated_types import Len
 from pydantic import BaseModel, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from errors import UsageError, first_of
+from recipes import Recipe
 from support.files import read_json
 
 NAME = "settings.json"
@@ -16,6 +18,9 @@ SETTLED = (
     "network", "parameters", "epochs", "seed", "recipe", "teacher", "train_transform",
     "data_sha256", "val_split",
 )  # fmt: skip
+
+
+DEFAULTS = {each.name: each.default for each in fields(Recipe) if each.default is not MISSING}
 
 
 class RunError(UsageError):
@@ -72,6 +77,11 @@ def validated(path: Path, values: dict, model: type[BaseModel]) -> dict:
     return values
 
 
+def as_known_now(recipe: dict) -> dict:
+    """A recipe that an older version stored, which knew fewer keys: those do nothing by default."""
+    return DEFAULTS | recipe
+
+
 def refuse_changes(folder: Path, before: dict, now: dict) -> None:
     """Looks whether a run is gone on with as it began.
 
@@ -80,6 +90,8 @@ def refuse_changes(folder: Path, before: dict, now: dict) -> None:
     """
     for key in SETTLED:
         old, new = before.get(key), json.loads(json.dumps(now[key]))
+        if key == "recipe" and isinstance(old, dict):
+            old = as_known_now(old)
         if old == new:
             continue
         what = ""

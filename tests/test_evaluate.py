@@ -309,6 +309,22 @@ def test_a_folder_s_name_is_no_formula(run, own_pictures, capsys, tmp_path, monk
     assert not cbook.is_math_text(titles[0])
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda _: torch.zeros(10), "CNN_Model_2 gives an answer of (10,) for 1 pictures"),
+        (lambda images: torch.full((len(images), 10), torch.nan), "gives NaN for 1 pictures"),
+    ],
+)
+def test_predict_refuses_what_is_no_answer(answer, said, run, own_pictures, capsys, monkeypatch):
+    trained = evaluate.load(run, None)._replace(network=answer)
+    monkeypatch.setattr(evaluate, "load", lambda *_: trained)
+    picture = next(own_pictures.glob("*/*.png"))
+    status, out, error = call(predict, capsys, picture, "--weights", run)
+    assert (status, out, error.count("\n")) == (2, "", 1)
+    assert said in error
+
+
 def test_predict_names_the_likeliest_classes(run, own_pictures, capsys):
     """Three of each picture, the likeliest first, in the order of the pictures."""
     paths = sorted(own_pictures.glob("*/*.png"), reverse=True)

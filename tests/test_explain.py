@@ -1,5 +1,6 @@
 """--explain: Grad-CAM against autograd by hand and CAM; what is shown, where it goes, refusals."""
 
+import contextlib
 import io
 import json
 import re
@@ -20,6 +21,7 @@ from torch import nn
 import cifar10
 import networks
 import reports
+import runs
 import utils
 from tests.conftest import PIXEL, call_main
 from tools import corruptions, evaluate, explain, predict
@@ -279,6 +281,41 @@ class Detached(nn.Module):
         return self.linear(self.conv(x).detach().mean(dim=(2, 3)))
 
 
+class NoNumber(nn.Module):
+    """The gradient of a root at zero is infinite, times zero it is NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 4, 4), nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.linear((x + (0 * x).sqrt()).mean(dim=(2, 3)))
+
+
+class Reconstruction(nn.Module):
+    """A side branch draws the image again, behind what the answer comes from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 4, 4), nn.Linear(4, 10)
+        self.again = nn.ConvTranspose2d(4, 3, 4, 4)
+
+    def forward(self, x):
+        x = self.conv(x)
+        self.again(x)
+        return self.linear(x.mean(dim=(2, 3)).squeeze())  # and one image loses its first dimension
+
+
+def test_a_side_branch_is_not_what_the_answer_comes_from(sample):
+    look = grad_cam(Reconstruction())
+    assert (look.place, look.size) == ("before again", (8, 8))
+    one = look(sample.test_images[:1], np.array([3]), AS_IT_IS)
+    two = look(sample.test_images[:2], np.array([3, 3]), AS_IT_IS)
+    assert one.shape == (1, 32, 32)
+    assert np.allclose(one[0], two[0], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
@@ -288,6 +325,7 @@ class Detached(nn.Module):
         ),
         (Net(nn.Conv2d(3, 4, 32)), "no convolution with a feature map of more than one pixel"),
         (Detached(), "--explain needs gradients, which Detached does not give ("),
+        (NoNumber(), "which NoNumber does not give (they are NaN or infinite)"),
     ],
 )
 def test_networks_with_nothing_to_show(network, message):
@@ -463,9 +501,9 @@ def test_the_surest_mistakes_and_each_class_s_surest_right_answer(drawn, sample)
     headings = [panel.get_suptitle() for panel in figure.subfigs]
     assert headings == [
         "The 10 most confident of 15 mistakes",
-        "The most confident right answer of each of 9 classes",
+        "The most confident right answer of each class",
     ]
-    title = "Net, test set: where it looks (Grad-CAM, 4x4 values before pool)"
+    title = "Net, test set\nWhere it looks: Grad-CAM, 4x4 values before pool"
     assert figure.get_suptitle() == title
     said = Image.open(io.BytesIO(content)).info
     assert said["Title"] == "Where it looks"
@@ -474,14 +512,18 @@ def test_the_surest_mistakes_and_each_class_s_surest_right_answer(drawn, sample)
     assert "\n" not in said["Description"]
 
 
-@pytest.mark.parametrize(("wrong", "heading"), [(0, "The most"), (3, "The 3 most confident of 3")])
+@pytest.mark.parametrize(
+    ("wrong", "heading"),
+    [(0, "The most"), (1, "The only mistake"), (3, "The 3 most confident of 3")],
+)
 def test_a_part_without_images_is_left_out(wrong, heading, drawn, sample):
     labels = np.array([5, 5, 8])
-    found = labels + 1 if wrong else labels
+    found = labels + (np.arange(3) < wrong)
     answers = answers_for(found, np.array([0.5, 0.6, 0.7]))
     explain.of_answers(Look(), "x", sample.test_images[:3], labels, answers, "the transform")
-    (panel,) = drawn[0].subfigs
-    assert panel.get_suptitle().startswith(heading)
+    panels = drawn[0].subfigs
+    assert len(panels) == 1 + (wrong == 1)
+    assert panels[0].get_suptitle().startswith(heading)
     assert len(shown(drawn[0])[0]) == (wrong or 2)
 
 
@@ -495,15 +537,17 @@ def extents(figure) -> list[tuple[float, float, float, float]]:
 
 
 @pytest.mark.parametrize("count", [1, 7])
+@pytest.mark.filterwarnings("ignore:Glyph")
 def test_no_text_is_cut_off_or_lies_on_another(count, drawn, sample):
-    paths = [Path(f"{'w' * 40}_{at}.png") for at in range(count)]
+    paths = [Path(f"{sign * 40}.png") for sign in "W\n猫w$\\_"[:count]]
     answers = np.full((count, 10), 0.1, dtype=np.float32)
     answers[:, 1] = 1
     explain.of_pictures(Look(), paths, sample.test_images[:count], answers, "the transform")
     labels, found = np.full(2 * count, 1), np.array([1] * count + [0] * count)
     images, sure = sample.test_images[: 2 * count], np.full(2 * count, 0.99999)
     answers = answers_for(found, sure)
-    explain.of_answers(Look(), "CNN_Model_3, test set", images, labels, answers, "the transform")
+    title = f"CNN_Model_3, pictures of /somewhere/{'deep/' * 30}"
+    explain.of_answers(Look(), title, images, labels, answers, "the transform")
     for figure in drawn:
         boxes, (width, height) = extents(figure), figure.bbox.size
         assert len(boxes) > count + 4
@@ -567,6 +611,7 @@ def test_the_picture_goes_into_the_results_and_into_the_run_s_page(run, picture,
     (results,) = (tmp_path / "o").iterdir()
     assert (results / "grad_cam.png").read_bytes() == picture
     after = contents(run)
+    after.pop(".lock")
     page = after.pop("report.html").decode()
     assert after.pop("grad_cam.png") == picture
     assert after == {name: content for name, content in before.items() if name != "report.html"}
@@ -643,6 +688,18 @@ def test_a_dry_run_s_page_takes_the_sample(run, picture, capsys, tmp_path):
     out_dir = ["--device", "cpu", "--output-dir", tmp_path / "o"]
     call(capsys, evaluate, run, "--explain", "--dry-run", *out_dir)
     assert (run / "grad_cam.png").read_bytes() == picture
+    (run / "grad_cam.png").unlink()
+    call(capsys, evaluate, run, "--explain", *out_dir)  # all images, as the run had none
+    assert not (run / "grad_cam.png").exists()
+
+
+def test_a_run_in_use_is_left_alone(run, picture, capsys, tmp_path):
+    with contextlib.closing(runs.Run(run)):
+        before = contents(run)
+        flags = "--explain", "--device", "cpu", "--output-dir", tmp_path / "o"
+        out = call(capsys, evaluate, run, *flags)
+        assert contents(run) == before
+    assert f"Not in {run / 'report.html'}: {run} is in use" in out
 
 
 def test_runs_of_this_repository_stay_as_they_are(run, picture, capsys, tmp_path):
@@ -662,8 +719,12 @@ def test_a_page_that_cannot_be_made_is_a_line(fails, run, picture, capsys, tmp_p
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission\ndenied")
 
+    def write(self: runs.Run, *what: object) -> Path:
+        return refuse() if self.folder == run else real(self, *what)
+
+    real = runs.Run.write
     monkeypatch.setattr(
-        *((reports, "write_file") if fails == "writing" else (reports, "page")), refuse
+        *((runs.Run, "write", write) if fails == "writing" else (reports, "page", refuse))
     )
     out_dir = ["--device", "cpu", "--output-dir", tmp_path / "o"]
     out = call(capsys, evaluate, run, "--explain", *out_dir)
@@ -700,7 +761,7 @@ def test_predict_shows_each_picture_with_its_likeliest_class(
     with torch.no_grad():
         sure, found = trained.network(normalised(trained, images)).softmax(dim=1).max(dim=1)
     maps = explain.GradCam(trained, CPU)(images, found.numpy(), trained.transform)
-    names = ["b.png", "a.png", "$x_{$ \\frac.png", "a?bell?.png", "w" * 21 + "…"]
+    names = ["b.png", "a.png", "$x_{$ \\frac.png", "a?bell?.png", "w" * 18 + "…"]
     (cells,) = shown(drawn[0])
     for at, (text, image, below, seen) in enumerate(cells):
         label = cifar10.CLASSES[found[at]]

@@ -269,6 +269,22 @@ def test_flags_that_say_the_same_are_no_change(cut, capsys):
     assert status == 0, error
 
 
+def test_a_run_of_an_older_version_that_knew_fewer_keys_goes_on(cut, undisturbed, capsys):
+    for name, read, write in (
+        ("settings.json", lambda path: json.loads(path.read_text()), files.write_file),
+        ("last.pt", files.read_checkpoint, None),
+    ):
+        values = read(cut / name)
+        assert values["recipe"].pop("robust") == 0
+        if write:
+            write(cut / name, json.dumps(values))
+        else:
+            torch.save(values, cut / name)
+    status, _, error = resume(capsys, cut)
+    assert status == 0, error
+    torture.check_finished(cut, torture.weights_of(undisturbed()))
+
+
 def test_a_recipe_or_augmentation_that_was_edited_meanwhile_is_refused(
     cut, network, capsys, monkeypatch
 ):

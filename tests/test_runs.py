@@ -42,10 +42,26 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=r"No space .*results\.json"):
         run.write("results.json", "new")
     assert (tmp_path / "results.json").read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == [".lock", "results.json"]
+
+
+def test_what_lies_in_a_folder_leads_no_write_elsewhere(tmp_path):
+    """A folder may come from anybody: a link, or a pipe, where the file is made."""
+    (tmp_path / "run").mkdir()
+    precious = tmp_path / "precious.txt"
+    precious.write_text("mine")
+    run = runs.Run(tmp_path / "run")
+    part = run.folder / ".curves.png.part"
+    for put in (lambda: part.symlink_to(precious), lambda: os.mkfifo(part)):
+        put()
+        run.write("curves.png", "a picture")
+        assert (run.folder / "curves.png").read_text() == "a picture"
+        assert not (run.folder / "curves.png").is_symlink()
+        assert precious.read_text() == "mine"
+        run.remove("curves.png")
 
 
 def test_log_goes_to_the_screen_and_to_the_file(tmp_path, capsys):

@@ -253,6 +253,7 @@ def test_what_cannot_be_searched_is_one_line(arguments, message, fake, call, tmp
         ("postgresql://me:hush@127.0.0.1:9/x", 1, "://me:***@127.0.0.1:9/x cannot be used: conn"),
         ("postgresql://me:hush@127.0.0.1:none/x", 2, "is no database that is known"),
         ("postgresql://me:hush@127.0.0.1:99999/x", 2, "is no database that is known"),
+        ("sqlite:///{tmp}/art.db", 2, "art.db holds another program's tables (studies, views)"),
         ("sqlite:///{tmp}/other.db", 2, "other.db holds another program's tables (cats, dogs)"),
         ("mysql+pymysql://me:hush@host/x", 2, "needs pymysql; pip install"),
         ("sqlite:///{tmp}/text.db", 1, "text.db cannot be used: file is not a database"),
@@ -267,6 +268,8 @@ def test_a_storage_out_of_reach_is_one_line(url, status, message, fake, call, tm
     with contextlib.closing(sqlite3.connect(other)) as connection:
         connection.executescript("CREATE TABLE cats (name); CREATE TABLE dogs (name)")
     before = other.read_bytes()
+    with contextlib.closing(sqlite3.connect(tmp_path / "art.db")) as connection:
+        connection.executescript("CREATE TABLE studies (art); CREATE VIEW views AS SELECT 1")
     found, _, error = call("--grid", "lr=0.1", "--storage", url.replace("{tmp}", str(tmp_path)))
     assert message in error
     assert found == status

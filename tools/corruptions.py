@@ -5,6 +5,7 @@ network sees the very same pictures (after Hendrycks and Dietterich, 2019,
 https://arxiv.org/abs/1903.12261, whose CIFAR-10-C has more kinds and no fixed code).
 """
 
+import textwrap
 from collections.abc import Callable
 
 import cv2
@@ -97,24 +98,27 @@ def picture(
     """
     worst = max(found, key=lambda name: found[name]["lost"])
     figure = Figure(figsize=(10, 8.2), layout="constrained")
-    figure.set_label(
-        f"{title}: {clean:.2f} % of the pictures as they are. What damage costs, in points: "
-        + ", ".join(f"{name} {row['lost']:.1f}" for name, row in found.items())
-        + f". The worst is {worst}, with {found[worst]['accuracy']:.2f} % left."
-    )
-    figure.suptitle(f"{TITLE}. {title}: {clean:.2f} % of the pictures as they are")
+    lost = {name: round(row["lost"], 1) + 0.0 for name, row in found.items()}  # no -0.0
+    told = f"{title}: {clean:.2f} % of the pictures as they are. What damage costs, in points: "
+    told += ", ".join(f"{name} {points}" for name, points in lost.items())
+    told += f". The worst is {worst}, with {found[worst]['accuracy']:.2f} % left."
+    figure.set_label(" ".join(told.split()))
+    heading = f"{TITLE}: {clean:.2f} % of the pictures are right as they are"
+    figure.suptitle(f"{heading}\n{textwrap.fill(title, 90)}", parse_math=False)
     shown, axes = figure.subplots(1, 2, sharey=True, width_ratios=(1, 13))
     column = np.concatenate([damaged(image[None], name)[0] for name in found])
     shown.imshow(column, extent=(0, 1, len(found) - 0.5, -0.5), aspect="auto")
     shown.set(xticks=[], yticks=range(len(found)), yticklabels=found)
     shown.hlines(np.arange(len(found) + 1) - 0.5, 0, 1, "white", linewidth=3)
     shown.spines[:].set_visible(False)
-    bars = axes.barh(range(len(found)), [row["lost"] for row in found.values()], color=plots.TEST)
-    labels = [f"{row['lost']:.1f}  ({row['accuracy']:.1f} %)" for row in found.values()]
-    axes.bar_label(bars, labels, padding=3)
+    axes.barh(range(len(found)), lost.values(), color=plots.TEST)
+    most, least = max(1, *lost.values()), min(0, *lost.values())
+    for place, (name, points) in enumerate(lost.items()):
+        text = f"{points}  ({found[name]['accuracy']:.1f} %)"
+        axes.text(max(points, 0) + 0.01 * (most - least), place, text, va="center")
     axes.tick_params(labelleft=False, left=False)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.margins(x=0.18)
+    axes.set_xlim(1.05 * least, most + 0.2 * (most - least))
     axes.set(xlabel="accuracy lost (points); in brackets what is left")
     axes.grid(axis="x", alpha=0.3)
     return plots.png(figure, TITLE)

@@ -28,6 +28,7 @@ import plots
 import reports
 import runs
 import utils
+from fast import cpu
 from support import provenance
 from tools import corruptions, explain, pictures
 from tools.exported import Exported
@@ -201,6 +202,7 @@ def draw(
 
 def evaluate(args: argparse.Namespace) -> None:
     """Does what the command line asks for."""
+    cpu.keep_freed_memory()
     trained = load(args.weights, args.model)
     how = f"float32 on {utils.Device.pick(args.device)}"
     if isinstance(trained, Exported):
@@ -209,7 +211,9 @@ def evaluate(args: argparse.Namespace) -> None:
         how = f"{trained.precision}, ONNX Runtime on {provenance.processor()}"
     look = explain.GradCam(trained, utils.Device.pick(args.device)) if args.explain else None
     name, images, labels = images_of(args, trained)
-    title = f"{trained.name}, {name}".replace("$", r"\$")  # a folder's name, and no formula
+    if not isinstance(trained, Exported):
+        trained = trained._replace(transform=transform_of(trained, args.data_dir))
+    title = f"{trained.name}, {name}"
     answers = answers_of(trained, images, labels, args)
     results = {"weights": str(trained.file), "of": name, **figures(answers, labels)}
     hits = int((answers.argmax(axis=1) == labels).sum())
@@ -226,7 +230,8 @@ def evaluate(args: argparse.Namespace) -> None:
             both = answers + answers_of(trained, mirrored, labels, args)
             results["top1_with_flip"] = 100 * float((both.argmax(axis=1) == labels).mean())
             run.log(f"with flip test-time augmentation {results['top1_with_flip']:.2f} %")
-        drawn, for_page = draw(title, images, labels, answers, results), {}
+        plain = title.replace("$", r"\$")  # a folder's name, and no formula
+        drawn, for_page = draw(plain, images, labels, answers, results), {}
         if args.corruptions:
 
             def answer(damaged: np.ndarray, title: str) -> np.ndarray:
@@ -242,14 +247,12 @@ def evaluate(args: argparse.Namespace) -> None:
         run.write("classification_report.txt", table)
         run.write_json("evaluation.json", results)
         if look:
-            transform = transform_of(trained, args.data_dir)
-            where = f"{trained.name}, {name}"
-            picture = explain.of_answers(look, where, images, labels, answers, transform)
+            picture = explain.of_answers(look, title, images, labels, answers, trained.transform)
             for_page[explain.FILE] = picture
         for file, picture in (drawn | for_page).items():
             run.write(file, picture)
-        # A run's page shows the run's own data, and not a sample of it.
-        own = args.images is None and (not args.dry_run or trained.settings.get("dry_run"))
+        # A run's page shows the run's own data: of a dry run the sample, else all.
+        own = args.images is None and args.dry_run == bool(trained.settings.get("dry_run"))
         if own and (told := reports.add_pictures(args.weights, for_page)):
             run.log(told)
         run.log(f"Results: {run.folder}")

@@ -10,6 +10,7 @@ is positive, it speaks for the class.
 
 import functools
 import math
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,17 +64,25 @@ class GradCam:
             from captum.attr import LayerGradCam  # here: nothing else needs it
         self.name, self.device = trained.name, trained.source.fitting(device).exact
         network = trained.network.to(self.device.where, memory_format=self.device.layout)
-        blank = self.device.take(torch.zeros(1, 3, SIDE, SIDE), torch.zeros(1, dtype=torch.int64))
+        # Two images, since some networks squeeze the answer to a single one.
+        blank = self.device.take(torch.zeros(2, 3, SIDE, SIDE), torch.zeros(2, dtype=torch.int64))
         maps = feature_maps(network, blank[0])
         if not maps:
             raise UsageError(
                 f"{self.name} has no convolution with a feature map of more than one pixel, so "
                 "--explain has nothing to show; leave it out"
             )
-        (layer, self._enters), self.size = list(maps.items())[-1]
-        self.place = f"{'before' if self._enters else 'after'} {layer}"
-        self._cam = LayerGradCam(network, network.get_submodule(layer))
-        self._attribute(*blank)  # what fails had better fail before a whole test set
+        reasons = []
+        for (layer, enters), size in reversed(maps.items()):
+            self.size, self._enters = size, enters
+            self.place = f"{'before' if enters else 'after'} {layer}"
+            self._cam = LayerGradCam(network, network.get_submodule(layer))
+            try:
+                self._attribute(*blank)  # what fails had better fail before a whole test set
+                return
+            except UsageError as error:  # a side branch, which the answer does not come from
+                reasons.append(error)
+        raise reasons[0]
 
     def __call__(self, images: np.ndarray, classes: np.ndarray, transform: A.Compose) -> np.ndarray:
         """Where something speaks for a class: float32 (N, 32, 32), 1 at each map's maximum.
@@ -88,8 +97,10 @@ class GradCam:
         Raises:
             UsageError: no gradients.
         """
-        tensors = torch.stack([transform(image=image)["image"] for image in images])
-        found = self._attribute(*self.device.take(tensors, torch.from_numpy(classes).long()))
+        two = [*range(len(images)), 0] if len(images) == 1 else range(len(images))  # as above
+        tensors = torch.stack([transform(image=images[at])["image"] for at in two])
+        numbers = torch.from_numpy(classes[list(two)]).long()
+        found = self._attribute(*self.device.take(tensors, numbers))[: len(images)]
         maps = F.interpolate(found, (SIDE, SIDE), mode="bilinear", align_corners=False)[:, 0]
         most = maps.amax(dim=(1, 2), keepdim=True)
         return (maps / most.clamp(min=torch.finfo(maps.dtype).tiny)).numpy()
@@ -103,6 +114,10 @@ class GradCam:
                 attribute_to_layer_input=self._enters,
                 relu_attributions=True,
             )
+            if not found.isfinite().all():
+                raise ValueError("they are NaN or infinite")
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever somebody's network may do
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UsageError(
@@ -180,11 +195,12 @@ def of_answers(
         for at in shown
     ]
     each = [f"{CLASSES[found[at]]}, {100 * sure[at]:.1f} %" for at in right]
+    most = f"The {len(shown)} most confident of {len(wrong):,} mistakes"
     parts = [
         Part(heading, images[chosen], found[chosen], texts)
         for heading, chosen, texts in (
-            (f"The {len(shown)} most confident of {len(wrong):,} mistakes", shown, mistakes),
-            (f"The most confident right answer of each of {len(right)} classes", right, each),
+            (most if len(wrong) > 1 else "The only mistake", shown, mistakes),
+            ("The most confident right answer of each class", right, each),
         )
         if texts
     ]
@@ -204,7 +220,7 @@ def of_pictures(
         images: uint8 (N, 32, 32, 3).
         probabilities: float32 (N, 10).
     """
-    names = [path.name if len(path.name) <= 22 else f"{path.name[:21]}…" for path in paths[:MOST]]
+    names = [path.name if len(path.name) <= 19 else f"{path.name[:18]}…" for path in paths[:MOST]]
     texts = [
         f"{_printable(name)}\n{CLASSES[row.argmax()]}, {100 * row.max():.1f} %"
         for name, row in zip(names, probabilities, strict=False)
@@ -221,9 +237,13 @@ def draw(look: GradCam, title: str, parts: list[Part], transform: A.Compose) -> 
     columns = min(COLUMNS, max(2, *(len(part.texts) for part in parts)))
     rows = [math.ceil(len(part.texts) / columns) for part in parts]
     height, width = look.size
-    title = f"{title}: where it looks (Grad-CAM, {height}x{width} values {look.place})"
-    figure = Figure(figsize=(3.1 * columns + 1, 2.05 * sum(rows) + 0.8), layout="constrained")
-    figure.suptitle(_printable(title), parse_math=False)
+    across = 3.1 * columns + 1  # inches, of some ten letters each
+    titles = [_printable(title), f"Where it looks: Grad-CAM, {height}x{width} values {look.place}"]
+    lines = [line for each in titles for line in textwrap.wrap(each, int(10 * across))]
+    figure = Figure(
+        figsize=(across, 2.05 * sum(rows) + 0.6 + 0.2 * len(lines)), layout="constrained"
+    )
+    figure.suptitle("\n".join(lines), parse_math=False)
     panels = figure.subfigures(len(parts), 1, height_ratios=rows, squeeze=False)[:, 0]
     for panel, part, count in zip(panels, parts, rows, strict=True):
         panel.suptitle(part.heading, fontsize="medium")
@@ -250,4 +270,4 @@ def draw(look: GradCam, title: str, parts: list[Part], transform: A.Compose) -> 
 
 
 def _printable(text: str) -> str:
-    return "".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text)
+    return "".join(sign if sign.isprintable() else "?" for sign in text)

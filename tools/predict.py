@@ -34,7 +34,11 @@ def probabilities(
     transform = evaluate.transform_of(trained, args.data_dir)
     tensors = torch.stack([transform(image=image)["image"] for image in images])
     with torch.inference_mode():
-        return trained.network(tensors).softmax(dim=1).numpy()
+        logits = trained.network(tensors)
+    if logits.shape != (len(images), len(cifar10.CLASSES)) or not logits.isfinite().all():
+        what = f"an answer of {tuple(logits.shape)}" if logits.isfinite().all() else "NaN"
+        raise cli.UsageError(f"{trained.name} gives {what} for {len(images)} pictures; mend it")
+    return logits.softmax(dim=1).numpy()
 
 
 def predict(args: argparse.Namespace) -> None:

@@ -285,8 +285,8 @@ def _open_sqlite(url: str, file: Path) -> "RDBStorage":
 
     file.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{file}.lock"):  # its tables are made once
-        if (tables := _tables_in(file)) and "studies" not in tables:
-            names = ", ".join(tables)[:60]
+        if others := _others_in(file):
+            names = ", ".join(others)[:60]
             raise UsageError(
                 f"--storage {file} holds another program's tables ({names}); give another file"
             )
@@ -299,12 +299,14 @@ def _open_sqlite(url: str, file: Path) -> "RDBStorage":
     return storage
 
 
-def _tables_in(file: Path) -> list[str]:
+def _others_in(file: Path) -> list[str]:
+    """What another program keeps in the file; none where Optuna's table of studies is."""
     if not file.is_file():
         return []
     with contextlib.closing(sqlite3.connect(file, timeout=BUSY)) as connection:
-        found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        return [name for (name,) in found]
+        found = [name for (name,) in connection.execute("SELECT name FROM sqlite_master")]
+        columns = connection.execute("SELECT name FROM pragma_table_info('studies')")
+        return [] if ("study_name",) in columns else found
 
 
 def open_study(storage: "RDBStorage", name: str, pruner: "BasePruner", about: dict) -> "Study":
