@@ -19,7 +19,7 @@ import networks
 import recipes
 from support import provenance
 from tests.conftest import SMALL_NETWORK, call_main
-from tools import compare
+from tools import compare, corruptions
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "output" / "reference"
@@ -27,7 +27,9 @@ RUNS = sorted(path.parent for path in REFERENCE.glob("*/settings.json"))
 KEPT = {"settings.json", "log.csv", "results.json", "weights.pt"}
 WHOLE = "model_2"  # the run that is there as train.py left it
 PICTURES = ("curves", "confusion_matrix", "class_accuracy", "misclassified", "augmentations")
-FOR_USERS = ("model_1", "model_2", "model_2_distilled", "model_3", "model_3_distilled")
+FOR_USERS = (
+    "model_1", "model_2", "model_2_distilled", "model_3", "model_3_distilled", "model_3_robust",
+)  # fmt: skip
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 # The ways of tools.bench, as the table calls them.
 WAYS = {
@@ -244,8 +246,12 @@ def test_results_tell_a_best_epoch_that_was_not_the_last_and_the_hardware(folder
     if results["best_epoch"] != results["epochs_done"]:
         best = f"{results['best_accuracy']:.2f} % at epoch {results['best_epoch']}"
         assert best in " ".join(text("docs/results.md").split())
-    processor = "Intel Xeon" if settings["recipe_name"] == "published" else "AMD EPYC"
-    assert settings["device"] == f"cpu ({processor}, 1 threads)"
+    processor = "AMD EPYC, 1"
+    if settings["recipe_name"] == "published":
+        processor = "Intel Xeon, 1"
+    elif folder.name == "model_3_robust":
+        processor = "Intel Xeon, 2"
+    assert settings["device"] == f"cpu ({processor} threads)"
 
 
 @pytest.mark.parametrize(
@@ -277,6 +283,19 @@ def test_recipes_table_of_reference_runs(folder):
     row = cells("docs/recipes.md", f"{number} | {settings['epochs']} |", holding=figures)
     recipe = settings["recipe"]
     assert row[1] == f"{recipe['lr']:g}, {recipe['other_lr']:g}"
+
+
+@pytest.mark.parametrize("name", FOR_USERS)
+def test_results_tell_what_damage_costs(name):
+    found, run = read(REFERENCE / "corruptions", f"{name}.json"), REFERENCE / name
+    assert found["weights"] == f"output/reference/{name}/weights.pt"
+    assert (found["of"], found["images"]) == ("test set", 10_000)
+    assert found["top1"] == pytest.approx(read(run, "results.json")["final_accuracy"], abs=0.02)
+    assert list(found["corruptions"]) == list(corruptions.CORRUPTIONS)
+    heading, *_ = (line for line in text("docs/results.md").splitlines() if "| JPEG 90" in line)
+    assert heading.count("|") == len(found["corruptions"]) + 3
+    row = cells("docs/results.md", f"{name} | {found['top1']:.2f} |")[1:]
+    assert row == [f"{each['accuracy']:.1f}" for each in found["corruptions"].values()]
 
 
 def span(seconds: float) -> str:

@@ -725,6 +725,22 @@ def test_many_workers_take_each_waiting_trial_once(tmp_path):
 
 
 @quiet
+def test_what_waits_for_a_point_that_another_stands_for_is_not_counted(tmp_path):
+    """As two workers leave it that fill the queue at the same moment."""
+    storage, study = quiet_study(f"sqlite:///{tmp_path}/a.db")
+    for lr in (0.1, 0.2, 0.1, 0.3, 0.3):
+        study.enqueue_trial({"lr": lr})
+    for _ in range(2):
+        trial = study.ask()
+        trial.suggest_float("lr", 0, 1)
+        study.tell(trial, 80.0)
+    found = studies.counted(study.get_trials())
+    assert [(trial.number, trial.state.name) for trial in found] == [
+        (0, "COMPLETE"), (1, "COMPLETE"), (3, "WAITING"),
+    ]  # fmt: skip
+    storage.engine.dispose()
+
+
 def test_of_two_trials_of_a_point_the_first_counts(tmp_path):
     """Two that begin at the same moment may both enqueue the grid."""
     _, study = quiet_study(f"sqlite:///{tmp_path}/a.db")

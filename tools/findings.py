@@ -17,7 +17,7 @@ from scipy import stats
 import plots
 from support.files import write_file
 from support.history import duration
-from tools.studies import Parameter, label, living, point, short
+from tools.studies import Parameter, counted, label, living, point, short
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -342,7 +342,7 @@ def write(
     Args:
         settings: of a grid, in the order of its table; none for --tune.
     """
-    trials = living(study.get_trials(deepcopy=False))
+    trials = counted(study.get_trials(deepcopy=False))
     ended, files = complete(trials), {}
     if settings:
         rows = rows_of(settings, trials)

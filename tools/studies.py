@@ -347,6 +347,20 @@ def living(trials: Sequence["FrozenTrial"]) -> list["FrozenTrial"]:
     return [trial for trial in trials if trial.state.name != "FAIL"]
 
 
+def counted(trials: Sequence["FrozenTrial"]) -> list["FrozenTrial"]:
+    """The living ones, without what waits for a point that another stands for.
+
+    Two workers may enqueue a point at the same moment; whoever takes the second one drops it, but
+    when all is done nobody does.
+    """
+    found, points = [], set()
+    for trial in sorted(living(trials), key=lambda each: each.state.name == "WAITING"):
+        if trial.state.name != "WAITING" or point(trial) not in points:
+            found.append(trial)
+            points.add(point(trial))
+    return sorted(found, key=lambda each: each.number)
+
+
 def finished(trials: Sequence["FrozenTrial"]) -> list["FrozenTrial"]:
     """Those that are complete or pruned."""
     return [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
