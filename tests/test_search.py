@@ -741,6 +741,7 @@ def test_what_waits_for_a_point_that_another_stands_for_is_not_counted(tmp_path)
     storage.engine.dispose()
 
 
+@quiet
 def test_of_two_trials_of_a_point_the_first_counts(tmp_path):
     """Two that begin at the same moment may both enqueue the grid."""
     _, study = quiet_study(f"sqlite:///{tmp_path}/a.db")
