@@ -2,7 +2,7 @@
 
 Each damage is Albumentations' own transform with fixed parameters and one seed, so that every
 network sees the very same pictures (after Hendrycks and Dietterich, 2019,
-https://arxiv.org/abs/1903.12261, whose CIFAR-10-C has more kinds and no fixed code).
+https://arxiv.org/abs/1903.12261, whose CIFAR-10-C has more kinds, as files).
 """
 
 import textwrap
