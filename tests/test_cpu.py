@@ -95,6 +95,28 @@ def test_paired_convolution_evaluates_in_its_fast_form_where_precision_is_reduce
     assert groups == [4, 8, 8]
 
 
+@pytest.mark.parametrize("size", [1, (1, 1)])
+def test_global_pool_is_the_same_pool_with_a_gradient_of_the_same_layout(size):
+    pool = nn.AdaptiveAvgPool2d(size)
+    faster = cpu.speed_up(nn.Sequential(copy.deepcopy(pool)))
+    assert type(faster[0]) is cpu.GlobalPool
+    x = torch.randn(3, 8, 5, 7, dtype=torch.float64).to(memory_format=torch.channels_last)
+    x.requires_grad_()
+    weights = torch.randn(3, 8, 1, 1, dtype=torch.float64)
+    assert faster(x).shape == pool(x).shape
+    torch.testing.assert_close(faster(x), pool(x))
+    ours, reference = (
+        torch.autograd.grad((model(x) * weights).sum(), x)[0] for model in (faster, pool)
+    )
+    torch.testing.assert_close(ours, reference)
+    # What an elementwise layer before the pool makes of it: strides of channels_last.
+    assert (ours * 1).is_contiguous(memory_format=torch.channels_last)
+    assert not (reference * 1).is_contiguous(memory_format=torch.channels_last)
+    contiguous = x.detach().contiguous()
+    torch.testing.assert_close(faster(contiguous), pool(contiguous))
+    assert type(cpu.speed_up(nn.Sequential(nn.AdaptiveAvgPool2d(2)))[0]) is nn.AdaptiveAvgPool2d
+
+
 def test_speeding_up_keeps_names_weights_and_other_layers():
     model = CNN_Model_3()
     before = model.state_dict()
