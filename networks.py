@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import utils
 from errors import UsageError
@@ -25,6 +24,8 @@ from recipes import Recipe
 from support import model_files
 from support import settings as run_settings
 from support.files import HERE, load_weights
+from support.teachers import NAME as ANSWERS
+from support.teachers import Replay, Teacher
 from utils import Device
 
 REFERENCE = HERE / "output" / "reference"
@@ -140,34 +141,10 @@ def load_trained(path: str | Path, model: str | None = None, named: Path | None 
     return Trained(source, network.eval(), transform, file, settings)
 
 
-class Teacher:
-    """A trained network whose answers take the place of labels: distillation.
-
-    As Hinton et al. (2015, https://arxiv.org/abs/1503.02531) mix both, at temperature 1; asked anew
-    for every augmented image, as Beyer et al. (2022, https://arxiv.org/abs/2106.05237) found best.
-
-    Args:
-        network: in eval mode, on the device of the training.
-        weight: of its answers in the mixture, from 0 to 1.
-        device: with the layout that the network takes.
-    """
-
-    def __init__(self, network: nn.Module, weight: float, device: Device) -> None:
-        self.network, self.weight, self.device = network, weight, device
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The probability of each class, float32 (N, classes), for labels int64 (N,)."""
-        with self.device.autocast():
-            logits = self.network(images.to(memory_format=self.device.layout))
-        answers = logits.float().softmax(dim=1)
-        return torch.lerp(F.one_hot(labels, answers.shape[1]).float(), answers, self.weight)
-
-
 def load_teacher(
-    recipe: Recipe, student: Path, held_out: int | None, device: Device
-) -> tuple[Teacher | None, dict | None]:
-    """The network that the recipe distills from, and what settings.json says of it.
+    folder: str, student: Path, held_out: int | None, device: Device
+) -> tuple[Teacher | Replay | None, dict | None]:
+    """The network that a recipe's `teacher` names, or its answers, and what settings.json says.
 
     The user has named one model file, the student's: a teacher of the same may be run as well.
 
@@ -175,9 +152,11 @@ def load_teacher(
         UsageError: no such run, or it was trained on other images than this one will be.
         files.CheckpointError: its weights are damaged.
     """
-    if not recipe.teacher:
+    if not folder:
         return None, None
-    folder = HERE / recipe.teacher  # as settings.json holds it
+    folder = HERE / folder  # as settings.json holds it
+    if (folder / ANSWERS).is_file():
+        return (replay := Replay(folder)), replay.describe()
     trained = load_trained(folder, named=student)
     theirs = trained.settings.get("val_split")
     if theirs != held_out:
@@ -186,6 +165,6 @@ def load_teacher(
             f"{held_out}, so they know different images; train one with the same --val-split"
         )
     device = trained.source.fitting(device)
-    teacher = Teacher(prepare(trained.network, device), recipe.teacher_weight, device)
+    teacher = Teacher(prepare(trained.network, device), device)
     digest = hashlib.sha256(trained.file.read_bytes()).hexdigest()
     return teacher, {"network": trained.name, "weights_sha256": digest}

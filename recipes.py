@@ -50,8 +50,9 @@ class Recipe:
     final_lr: FromZero = 0.0  # where cosine ends
     clip_norm: FromZero = 0.0  # longest gradient, all parameters as one vector; 0: any
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    teacher: str = ""  # folder of a run: distilled from its network
-    teacher_weight: Annotated[float, Field(gt=0, le=1)] = 0.8  # its share in the targets
+    teacher: str = ""  # folder of a run, or of tools.answers: distilled from that network
+    teacher_weight: Annotated[float, Field(gt=0, le=1)] = 0.8  # its share in the loss
+    teacher_temperature: Positive = 1.0  # its answers are softened by
     dropout: FromZero = 1.0  # factor on the probabilities of the network's dropout layers
     transform: Literal[tuple(utils.TRANSFORMS)] = "standard"
     augment: Annotated[float, Field(ge=0, le=1)] = 0.5  # probability of the transform's steps ...

@@ -23,7 +23,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import numpy as np
 import torch
-from torch import nn
 
 import cifar10
 import cli
@@ -34,7 +33,7 @@ import recipes
 import reports
 import runs
 import utils
-from support import flags, model_files, provenance, workers
+from support import flags, model_files, provenance, teachers, workers
 from support import settings as run_settings
 from support.files import stored_path
 from support.history import History
@@ -82,12 +81,15 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
     loader = utils.make_loader(images, labels, augment, recipe.batch_size, device, **options)
 
     # 3. The model, and what moves it: teacher, criterion, optimizer, schedule.
-    teacher, taught_by = networks.load_teacher(recipe, network.file, args.val_split, device)
+    teacher, taught_by = networks.load_teacher(recipe.teacher, network.file, args.val_split, device)
+    if taught_by is not None:
+        here = teachers.circumstances(data, args.val_split, augment, recipe, processes, device)
+        teacher.attend(loader.sampler, here)
     utils.seed_everything(args.seed)
     model = network.build()
     summary = model_files.summary_table(model)
     model = networks.prepare(model, device, recipe)
-    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    criterion = teachers.make_criterion(recipe)
     optimizer = recipes.make_optimizer(model, recipe, device.dtype)
     scheduler = recipes.make_scheduler(optimizer, recipe, args.epochs * len(loader))
     # fp16's small gradients would vanish; bf16's do not, and a disabled scaler does nothing.
@@ -161,7 +163,7 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
                 started = time.perf_counter()
                 trained = utils.train(
                     trained_model, loader, criterion, optimizer, scheduler, scaler, device,
-                    recipe.clip_norm, teacher,
+                    recipe.clip_norm, teacher and teacher.begin(loader.sampler),
                 )  # fmt: skip
                 middle = time.perf_counter()
                 evaluation = evaluate(*reported)

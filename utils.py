@@ -225,10 +225,11 @@ class BatchSampler(Sampler):
         self.size, self.batch_size = size, batch_size
         self.shuffle, self.seed, self.team = shuffle, seed, team
         self.epoch = 0
+        self.views = 0  # so many epochs differ, and come again and again; 0: all differ
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch that the next iteration draws (as torch's DistributedSampler does)."""
-        self.epoch = epoch
+        self.epoch = 1 + (epoch - 1) % self.views if self.views else epoch
 
     def __len__(self) -> int:
         alone = self.size % self.batch_size == 1 and self.batch_size < self.size
@@ -306,13 +307,13 @@ class Evaluation(NamedTuple):
 def train(
     model: nn.Module,
     loader: Loader,
-    criterion: Callable[[Tensor, Tensor], Tensor],
+    criterion: Callable[[Tensor, object], Tensor],
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     scaler: torch.amp.GradScaler,
     device: Device,
     clip_norm: float = 0.0,
-    teacher: Callable[[Tensor, Tensor], Tensor] | None = None,
+    teacher: Callable[[Tensor, Tensor], object] | None = None,
 ) -> Metrics:
     """One epoch of training.
 
@@ -321,8 +322,8 @@ def train(
         scheduler: moved on after every step.
         scaler: keeps small fp16 gradients from vanishing; a disabled one lets all pass through.
         clip_norm: longer gradients are shortened to this length; 0 leaves them.
-        teacher: (images, labels) to targets float32 (N, classes), as networks.Teacher; without
-            one the labels are the targets.
+        teacher: (images, labels) to the criterion's targets, as support.teachers; without one
+            the labels are the targets.
 
     Returns:
         Metrics as the images came by, so augmented, in train mode, with the weights of that moment.

@@ -217,11 +217,14 @@ def test_seed_and_shuffle_without_augmentation(caught, run, monkeypatch, sample)
     assert not torch.equal(start, others)
 
 
-def test_a_teacher_teaches_with_its_share(caught, run):
+def test_a_teacher_teaches_with_its_share_and_temperature(caught, run):
     taught_by = run("--epochs", 1)
-    run("--epochs", 1, *sets(teacher=taught_by, teacher_weight=0.6))
-    teacher = caught.epochs[-1].teacher
-    assert teacher.weight == 0.6
+    plain, settings = caught.epochs[-1].criterion, {"teacher_weight": 0.6, "teacher_temperature": 2}
+    run("--epochs", 1, *sets(teacher=taught_by, label_smoothing=0.1, **settings))
+    mixture, teacher = caught.epochs[-1].criterion, caught.epochs[-1].teacher
+    assert isinstance(plain, nn.CrossEntropyLoss)
+    assert (mixture.weight, mixture.temperature) == (0.6, 2)
+    assert mixture.criterion.label_smoothing == 0.1
     assert not teacher.network.training
     for name, value in files.read_checkpoint(taught_by / "weights.pt").items():
         assert torch.equal(teacher.network.state_dict()[name], value)

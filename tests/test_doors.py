@@ -124,6 +124,17 @@ LIMITS = {
         "--val-split": (1, None),
         "--download-timeout": FROM_ZERO,
     },
+    "tools.answers": {
+        "--views": (1, 9999),
+        "--epochs": (1, 10_000),
+        "--batch-size": (1, None),
+        "--lr": ABOVE_ZERO,
+        "--weight-decay": FROM_ZERO,
+        "--seed": SEED,
+        "--workers": (0, 256),
+        "--val-split": (1, None),
+        "--download-timeout": FROM_ZERO,
+    },
     "tools.export": {"--calibration-images": (1, 5000)},
     "tools.bench": {"--images": (256, None), "--repetitions": (1, 100)},
     "tools.find_lr": {

@@ -4,6 +4,8 @@ Fake tensors know their device and refuse to meet others. Nothing but the backwa
 in its place every parameter gets a gradient where the parameter lies.
 """
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ import recipes
 import utils
 from fast import batched
 from fast.muon import Muon
+from support import teachers
 from support.launches import imagined_gpu
 
 NETWORKS = (
@@ -90,8 +93,8 @@ def epoch(
             loader = FromTheCPU([(batch[0].to(device.dtype), batch[1])] * 2)
         model = networks.prepare(model, device, recipe)
         if teacher is not None:
-            taught_by = networks.Teacher(networks.prepare(taught_by, device), 0.8, device)
-        criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+            taught_by = networks.Teacher(networks.prepare(taught_by, device), device)
+        criterion = teachers.make_criterion(recipe)
         optimizer = recipes.make_optimizer(model, recipe, device.dtype)
         scheduler = recipes.make_scheduler(optimizer, recipe, len(loader))
         rest = (criterion, optimizer, scheduler, Backward(model), device, recipe.clip_norm)
@@ -129,7 +132,8 @@ def test_so_does_one_by_adamw(sample, sums):
 
 def test_so_does_one_with_a_teacher(sample, sums):
     network = networks.load_network("3")
-    epoch(network, network.recipe, sample, sums, networks.load_network("2"))
+    recipe = dataclasses.replace(network.recipe, teacher="a run's folder")
+    epoch(network, recipe, sample, sums, networks.load_network("2"))
 
 
 def test_batches_of_worker_processes_are_brought_there(sample, sums):

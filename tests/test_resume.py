@@ -27,6 +27,7 @@ from support import files
 from support.history import History
 from tests import forked, torture
 from tests.conftest import TRAIN_DRAWING_NOTHING, call_main, draw_nothing, run_in
+from tools import answers
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,20 +109,26 @@ KINDS = {
     "default": (),
     "two workers": ("--loader", "albumentations", "--workers", 2),
     "distilled": ("--set", "teacher={teacher}"),
+    "replayed": ("--set", "teacher={teacher}"),
 }
 
 
 @pytest.mark.parametrize(
     ("kind", "epoch", "batches"),
     [("default", *place) for place in ((1, 4), (2, 0), (2, 5), (3, 0), (3, 9))]
-    + [("two workers", 2, 5), ("distilled", 2, 5), ("distilled", 3, 0)],
+    + [("two workers", 2, 5), ("distilled", 2, 5), ("distilled", 3, 0), ("replayed", 3, 5)],
 )
 def test_a_resumed_run_ends_with_the_same_weights(
     kind, epoch, batches, network, undisturbed, capsys, tmp_path, monkeypatch
 ):
     options = KINDS[kind]
-    if kind == "distilled":
-        options = tuple(each.format(teacher=undisturbed("--seed", 1)) for each in options)
+    if kind in ("distilled", "replayed"):
+        teacher = undisturbed("--seed", 1)
+        if kind == "replayed":
+            asked = (teacher, *flags(network, tmp_path / "asked"), "--views", 2)
+            assert call_main(answers.main, capsys, asked)[0] == 0
+            teacher = only(tmp_path / "asked" / "answers")
+        options = tuple(each.format(teacher=teacher) for each in options)
     whole, cut = undisturbed(*options), tmp_path / "cut"
     with monkeypatch.context() as context:
         stop_in(context, epoch, KeyboardInterrupt, batches)

@@ -13,7 +13,7 @@ import networks
 import recipes
 import utils
 from model_2 import CNN_Model_2
-from support import files, meter
+from support import files, meter, teachers
 from tests.conftest import rate_is
 
 FULL = utils.Device(torch.device("cpu"))
@@ -377,19 +377,24 @@ def test_long_gradients_are_clipped_and_short_ones_left(dtype):
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
-def test_a_teacher_s_answers_are_mixed_with_the_labels(share):
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_a_teacher_s_answers_are_mixed_with_the_labels(share, temperature):
     """The gradient of the cross-entropy is (probability - target) * x for class 0."""
-    teacher = OneWeight(-3.0)
+    teacher, t = OneWeight(-3.0), temperature
     losses, gradients = [], []
     for level, label in zip(LEVELS, LABELS, strict=True):
         x = level / 255
-        probability, answer = (1 / (1 + math.exp(-weight * x)) for weight in (2.0, -3.0))
-        target = share * answer + (1 - share) * (label == 0)
-        losses.append(-target * math.log(probability) - (1 - target) * math.log(1 - probability))
-        gradients.append((probability - target) * x)
+        probability = 1 / (1 + math.exp(-2.0 * x))
+        loss = -math.log(probability if label == 0 else 1 - probability)
+        soft, answer = (1 / (1 + math.exp(-weight * x / t)) for weight in (2.0, -3.0))
+        taught = -answer * math.log(soft) - (1 - answer) * math.log(1 - soft)
+        losses.append((1 - share) * loss + share * t**2 * taught)
+        gradients.append((1 - share) * (probability - (label == 0)) * x)
+        gradients[-1] += share * t * (soft - answer) * x
     model = OneWeight(2.0)
-    mixed = networks.Teacher(teacher, share, FULL)
-    result = train_once(model, grey_loader(5), lr=0.5, teacher=mixed)
+    asked = teachers.Teacher(teacher, FULL)
+    mixed = teachers.Distillation(nn.CrossEntropyLoss(), share, temperature)
+    result = train_once(model, grey_loader(5), lr=0.5, criterion=mixed, teacher=asked)
     assert result.loss == pytest.approx(sum(losses) / 5, rel=1e-6)
     assert result.accuracy == by_hand(2.0)[1]  # on the labels, whatever the teacher says
     assert model.weight.item() == pytest.approx(2.0 - 0.5 * sum(gradients) / 5, rel=1e-6)

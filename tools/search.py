@@ -60,8 +60,8 @@ def check(args: argparse.Namespace, network: networks.Network, space: Sequence) 
         recipe.fitted(len(kept), given=given)
         model_files.scale_dropout(network.build(), recipe.dropout)
     device = utils.Device(torch.device("cpu"))
-    for recipe in {recipe.teacher: recipe for recipe in found}.values():
-        networks.load_teacher(recipe, network.file, args.val_split, device)
+    for teacher in {recipe.teacher for recipe in found}:
+        networks.load_teacher(teacher, network.file, args.val_split, device)
 
 
 def work(args: argparse.Namespace) -> None:

@@ -1,0 +1,214 @@
+"""Distillation: a teacher's answers beside the labels, asked for at every step or replayed.
+
+    teacher, about = networks.load_teacher(recipe, ...)     # a Teacher or a Replay; or None
+    teacher.attend(loader.sampler, circumstances(...))      # the batches that it can answer
+    lesson = teacher.begin(loader.sampler)(images, labels)  # once an epoch; once a batch
+    loss = make_criterion(recipe)(logits, lesson)
+
+A Replay reads what `python -m tools.answers` has stored of a few augmented epochs, and goes through
+the very same batches again and again: a student then trains as fast as without a teacher.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import cifar10
+from errors import UsageError
+from fast.batched import A
+from recipes import Recipe
+from support.files import CheckpointError, read_checkpoint, read_json, write_file
+from utils import BatchSampler, Device
+
+NAME = "answers.json"  # in a folder of answers
+SEED = 0  # of the batches that answers are given for
+# Mean colours of a batch, in standard deviations: what another machine rounds differently stays far
+# below, what another version draws differently far above.
+TOLERANCE = 0.02
+
+
+class Lesson(NamedTuple):
+    """Labels int64 (N,), and a teacher's log-probabilities float32 (N, classes)."""
+
+    labels: Tensor
+    answers: Tensor
+
+
+class Distillation(nn.Module):
+    """The loss of Hinton et al. (2015, https://arxiv.org/abs/1503.02531), of logits and a Lesson.
+
+    (1 - weight) criterion(logits, labels) + weight T^2 H(answers^(1/T), softmax(logits / T)), with
+    H the cross-entropy and the first distribution made to sum to 1; T^2 keeps the size of the
+    gradients.
+
+    Args:
+        criterion: (logits float32 (N, classes), labels) to the mean loss.
+        weight: of the teacher's answers, from 0 to 1.
+        temperature: T.
+    """
+
+    def __init__(self, criterion: nn.Module, weight: float, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.criterion, self.weight, self.temperature = criterion, weight, temperature
+
+    def forward(self, logits: Tensor, lesson: Lesson) -> Tensor:
+        t = self.temperature
+        taught = t * t * F.cross_entropy(logits / t, (lesson.answers / t).softmax(dim=1))
+        return torch.lerp(self.criterion(logits, lesson.labels), taught, self.weight)
+
+
+def make_criterion(recipe: Recipe) -> nn.Module:
+    """(logits float32 (N, classes), labels or a Lesson, as the recipe is) to the mean loss."""
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    if not recipe.teacher:
+        return criterion
+    return Distillation(criterion, recipe.teacher_weight, recipe.teacher_temperature)
+
+
+class Teacher:
+    """A trained network that is asked anew for every augmented image.
+
+    As Beyer et al. (2022, https://arxiv.org/abs/2106.05237) found best: it sees the student's view.
+
+    Args:
+        network: in eval mode, on the device of the training.
+        device: with the layout that the network takes.
+    """
+
+    def __init__(self, network: nn.Module, device: Device) -> None:
+        self.network, self.device = network, device
+
+    def attend(self, sampler: BatchSampler, now: dict) -> None:
+        """Any batches will do."""
+
+    def begin(self, sampler: BatchSampler) -> "Teacher":
+        """What answers an epoch's batches."""
+        return self
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, labels: Tensor) -> Lesson:
+        with self.device.autocast():
+            logits = self.network(images.to(memory_format=self.device.layout))
+        return Lesson(labels, logits.float().log_softmax(dim=1))
+
+
+# ---------------------------------------------------------------- stored answers
+
+
+def circumstances(
+    data: cifar10.CIFAR10,
+    held_out: int | None,
+    transform: A.Compose,
+    recipe: Recipe,
+    processes: int | None,
+    device: Device,
+) -> dict:
+    """All that the batches of an epoch follow from, but for its number, as JSON holds it."""
+    about = {
+        "data_sha256": cifar10.digests(data),
+        "val_split": held_out,
+        "train_transform": transform.to_dict(),
+        "batch_size": recipe.batch_size,
+        "loader": "batched" if processes is None else "albumentations",
+        "device": device.where.type,  # a GPU draws other numbers than a CPU
+    }
+    return json.loads(json.dumps(about))
+
+
+def fingerprint(images: Tensor) -> Tensor:
+    """Each image's mean colour, float32 (N, 3), of normalised images (N, 3, H, W)."""
+    return images.float().mean(dim=(2, 3)).cpu()
+
+
+def view_file(folder: Path, view: int) -> Path:
+    """Where the answers of a view lie, counted from 1."""
+    return folder / f"view_{view:04}.pt"
+
+
+def write_view(folder: Path, view: int, answers: Tensor, first: Tensor) -> None:
+    """Stores log-probabilities (images, classes), and the fingerprint of the first batch."""
+    buffer = io.BytesIO()
+    torch.save({"answers": answers.half(), "first": first}, buffer)
+    write_file(view_file(folder, view), buffer.getvalue())
+
+
+class Replay:
+    """A teacher whose answers to a few augmented epochs were stored; they are gone through in turn.
+
+    Args:
+        folder: as tools.answers has written it.
+
+    Raises:
+        UsageError: damaged, or without any answers.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.about, self.views = folder, read_json(folder / NAME), 0
+        while view_file(folder, self.views + 1).is_file():
+            self.views += 1
+        if not self.views or not isinstance(self.about.get("circumstances"), dict):
+            raise UsageError(f"{folder} holds no whole answers; make them with tools.answers")
+
+    def describe(self) -> dict[str, str]:
+        """What settings.json says of it."""
+        digest = hashlib.sha256()
+        for view in range(1, self.views + 1):
+            digest.update(view_file(self.folder, view).read_bytes())
+        of = {key: str(self.about.get(key)) for key in ("network", "weights_sha256")}
+        return of | {"views": str(self.views), "answers_sha256": digest.hexdigest()}
+
+    def attend(self, sampler: BatchSampler, now: dict) -> None:
+        """Lets the sampler draw the batches that were answered, instead of the run's own.
+
+        Args:
+            now: the circumstances of this run.
+
+        Raises:
+            UsageError: they are others than those of the answers.
+        """
+        then = self.about["circumstances"]
+        for key, value in now.items():
+            if then.get(key) != value:
+                said = ""
+                if not isinstance(value, dict):
+                    said = f" ({then.get(key)} then, {value} now)"
+                raise UsageError(
+                    f"the answers in {self.folder} were given to other batches: their {key} was "
+                    f"another{said}; make some with tools.answers and the flags of this run"
+                )
+        sampler.seed, sampler.views = SEED, self.views
+
+    def begin(self, sampler: BatchSampler) -> Callable[[Tensor, Tensor], Lesson]:
+        """What answers this process's parts of the epoch's batches, one after the other.
+
+        Raises:
+            CheckpointError: the epoch's file is damaged.
+        """
+        path = view_file(self.folder, sampler.epoch)
+        stored = read_checkpoint(path)
+        answers, first = stored.get("answers"), stored.get("first")
+        if not all(isinstance(each, Tensor) for each in (answers, first)) or (
+            answers.ndim != 2 or len(answers) != sampler.size
+        ):
+            raise CheckpointError(f"{path} does not hold an answer to each of the images")
+        parts = [part for part, _ in sampler.shares()]
+        batches = zip(sampler.draw()[0], parts, strict=True)
+        mine = (torch.from_numpy(batch[part]) for batch, part in batches)
+        unseen = [first[parts[0]]]
+
+        def answer(images: Tensor, labels: Tensor) -> Lesson:
+            if unseen and (fingerprint(images) - unseen.pop()).abs().max() > TOLERANCE:
+                raise UsageError(
+                    f"{path} answers other images than these, which this machine or version draws "
+                    "differently; ask anew with tools.answers, and another --output-dir"
+                )
+            return Lesson(labels, answers[next(mine)].to(labels.device, torch.float32))
+
+        return answer

@@ -1,0 +1,298 @@
+"""tools.answers and the teacher that replays them, against one that is asked at every step."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import filelock
+import numpy as np
+import pytest
+import torch
+
+import cifar10
+import networks
+import train
+import utils
+from parallel import Team
+from support import teachers
+from tests.conftest import SMALL_NETWORK, call_main, run_in
+from tools import answers
+
+EPOCHS = 3
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("network") / "small.py"
+    file.write_text(SMALL_NETWORK)
+    return file
+
+
+def flags(network: Path, output: Path) -> list[object]:
+    """Of a training and of tools.answers alike."""
+    return ["--model", network, "--epochs", EPOCHS, "--dry-run", "--output-dir", output]
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture, network: Path, tmp_path: Path) -> Call:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        given = (*flags(network, tmp_path), *arguments)
+        return call_main(answers.main, capsys, given)
+
+    return call
+
+
+@pytest.fixture
+def learn(capsys: pytest.CaptureFixture, network: Path, tmp_path: Path, no_pictures: None) -> Call:
+    def call(teacher: object, *arguments: object) -> tuple[int, str, str]:
+        given = (*flags(network, tmp_path / "runs"), "--set", f"teacher={teacher}", *arguments)
+        return call_main(train.main, capsys, given)
+
+    return call
+
+
+@pytest.fixture
+def folder(ask: Call, tmp_path: Path) -> Path:
+    """Model 2's answers to two views."""
+    status, _, error = ask("model_2", "--views", 2)
+    assert status == 0, error
+    return only(tmp_path)
+
+
+def only(output: Path) -> Path:
+    (found,) = (output / "answers").iterdir()
+    return found
+
+
+def stored(folder: Path, view: int) -> torch.Tensor:
+    return torch.load(folder / f"view_{view:04}.pt", weights_only=True)["answers"].float()
+
+
+def batches(view: int, seed: int = 0) -> list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """The batches of an epoch as make_loader gives them: indices, images in float32, labels."""
+    data = cifar10.load_sample()
+    recipe = networks.load_network("2").recipe  # for the type alone
+    transform = type(recipe)(**SMALL).train_transform(*utils.channel_stats(data.train_images), 3)
+    device = utils.Device.pick("cpu")
+    loader = utils.make_loader(
+        data.train_images, data.train_labels, transform, 100, device, shuffle=True, seed=seed
+    )
+    loader.sampler.set_epoch(view)
+    indices = loader.sampler.draw()[0]
+    return [
+        (index, images.float(), labels)
+        for index, (images, labels) in zip(indices, loader, strict=True)
+    ]
+
+
+SMALL = {
+    "optimizer": "sgd", "lr": 0.05, "weight_decay": 5e-4, "schedule": "onecycle",
+    "batch_size": 100, "target_accuracy": 85.0, "target_epochs": 60,
+}  # fmt: skip
+
+
+def test_stored_answers_are_the_mean_of_what_the_teachers_take_the_images_for(ask, tmp_path):
+    status, out, _ = ask("model_2", "model_3", "--views", 2)
+    assert status == 0
+    folder = only(tmp_path)
+    assert out.endswith(f"--set teacher={folder}\n")
+    asked = [networks.load_trained(name).network for name in ("model_2", "model_3")]
+    for view in (1, 2):
+        found, right = stored(folder, view), 0
+        for index, images, labels in batches(view):
+            with torch.inference_mode():
+                mean = sum(network(images).softmax(dim=1) for network in asked) / 2
+            # bfloat16 in the networks
+            assert (found[torch.from_numpy(index)].exp() - mean).abs().max() < 0.06
+            assert (found[torch.from_numpy(index)].exp() - mean).abs().mean() < 0.003
+            right += (mean.argmax(dim=1) == labels).sum().item()
+        line = next(line for line in out.splitlines() if line.startswith(f"View {view} of 2"))
+        assert float(line.split()[4]) == pytest.approx(right / 10, abs=0.5)
+    about = json.loads((folder / "answers.json").read_text())
+    assert about["network"] == "CNN_Model_2 and CNN_Model_3"
+
+
+def test_replaying_is_being_taught(ask, learn, tmp_path):
+    """With as many views as epochs and the answers' own seed: the same batches and targets."""
+    assert ask("model_2", "--views", EPOCHS)[0] == 0
+    ways = {"asked": networks.REFERENCE / "model_2", "replayed": only(tmp_path)}
+    losses = {}
+    for name, teacher in ways.items():
+        status, _, error = learn(teacher, "--output-dir", tmp_path / name)
+        assert status == 0, error
+        with open(run_in(tmp_path / name) / "log.csv") as file:
+            losses[name] = [float(row["train_loss"]) for row in csv.DictReader(file)]
+    assert losses["replayed"] == pytest.approx(losses["asked"], rel=2e-3)
+    settings = json.loads((run_in(tmp_path / "replayed") / "settings.json").read_text())
+    assert settings["teacher"]["network"] == "CNN_Model_2"
+    assert settings["teacher"]["views"] == "3"
+    assert settings["seed"] == 0
+
+
+def test_the_same_views_come_again_whatever_the_seed(folder):
+    sampler = utils.BatchSampler(1000, 100, shuffle=True, seed=7)
+    before = sampler.draw()[0]
+    teacher, told = networks.load_teacher(str(folder), Path("x"), None, utils.Device.pick("cpu"))
+    teacher.attend(sampler, teacher.about["circumstances"])
+    assert told["views"] == "2"
+
+    def drawn(epoch: int) -> list[int]:
+        sampler.set_epoch(epoch)
+        return [*np.concatenate(sampler.draw()[0]), *sampler.draw()[1]]
+
+    assert drawn(1) == drawn(3) == drawn(5)
+    assert drawn(2) == drawn(4)
+    assert drawn(1) != drawn(2)
+    sampler.set_epoch(1)
+    assert not np.array_equal(before[0], sampler.draw()[0][0])
+    assert np.array_equal(sampler.draw()[0][0], batches(1)[0][0])
+
+
+@pytest.mark.parametrize("epoch", [1, 4])
+def test_each_process_of_a_team_replays_its_part(folder, epoch):
+    replay, seen = teachers.Replay(folder), []
+    view = batches((epoch - 1) % 2 + 1)
+    for rank in range(3):
+        sampler = utils.BatchSampler(1000, 100, shuffle=True, team=Team(rank, 3))
+        replay.attend(sampler, {})
+        sampler.set_epoch(epoch)
+        answer, found = replay.begin(sampler), []
+        for (_, images, labels), (part, _) in zip(view, sampler.shares(), strict=True):
+            found.append(answer(images[part], labels[part]).answers)
+        seen.append(found)
+    together = torch.cat([torch.cat(parts) for parts in zip(*seen, strict=True)])
+    order = torch.from_numpy(np.concatenate([index for index, _, _ in view]))
+    assert torch.equal(together, stored(folder, (epoch - 1) % 2 + 1)[order])
+
+
+def test_the_same_command_adds_views_and_keeps_those_that_are_there(ask, folder, tmp_path):
+    kept = {path.name: path.read_bytes() for path in folder.glob("view_*")}
+    (folder / "view_0002.pt").unlink()  # as if it had been stopped
+    status, out, _ = ask("model_2", "--views", 3)
+    assert status == 0
+    assert "View 1 of 3: is there" in out
+    assert only(tmp_path) == folder
+    assert sorted(path.name for path in folder.glob("view_*"))[2:] == ["view_0003.pt"]
+    assert (folder / "view_0001.pt").read_bytes() == kept["view_0001.pt"]
+    assert (folder / "view_0002.pt").read_bytes() == kept["view_0002.pt"]  # the same draws again
+    status, _, _ = ask("model_3", "--views", 1)
+    assert len(list((tmp_path / "answers").iterdir())) == 2  # another teacher, another folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--set", "batch_size=50"), "their batch_size was another (100 then, 50 now)"),
+        (("--set", "augment=0.1"), "their train_transform was another;"),
+        (("--val-split", 100), "their val_split was another (None then, 100 now)"),
+        (("--loader", "albumentations"), "their loader was another (batched then, albumentations"),
+    ],
+)
+def test_answers_to_other_batches_are_refused(arguments, words, folder, learn, tmp_path):
+    status, _, error = learn(folder, *arguments)
+    assert status == 2
+    assert error.startswith("train.py: error: the answers in ")
+    assert error.count("\n") == 1
+    assert words in error
+    assert not (tmp_path / "runs").exists()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def other_images(path: Path) -> None:
+    content = torch.load(path, weights_only=True)
+    content["first"] += 0.1
+    torch.save(content, path)
+
+
+def fewer(path: Path) -> None:
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {"answers": content["answers"][:-1]}, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("view_0001.pt", cut, "view_0001.pt is not a whole checkpoint"),
+        ("view_0002.pt", other_images, "view_0002.pt answers other images than these"),
+        ("view_0001.pt", fewer, "view_0001.pt does not hold an answer to each of the images"),
+        ("view_0001.pt", Path.unlink, "holds no whole answers; make them with tools.answers"),
+        ("answers.json", lambda path: path.write_text("{}"), "holds no whole answers"),
+        ("answers.json", lambda path: path.write_text("[]"), "answers.json holds no settings"),
+        ("answers.json", cut, "answers.json cannot be read"),
+    ],
+)
+def test_damaged_answers_are_one_line(name, damage, words, folder, learn):
+    damage(folder / name)
+    status, _, error = learn(folder)
+    assert status in (1, 2)
+    assert error.startswith("train.py: error: ")
+    assert error.count("\n") == 1
+    assert words in error
+
+
+def test_a_run_with_other_answers_than_it_began_with_is_not_gone_on_with(
+    folder, learn, ask, capsys, network, tmp_path
+):
+    assert learn(folder)[0] == 0
+    run = run_in(tmp_path / "runs")
+    (run / "results.json").unlink()
+    assert ask("model_2", "--views", 3)[0] == 0
+    again = ("--resume", run, "--model", network)
+    status, _, error = call_main(train.main, capsys, again)
+    assert status == 2
+    assert "its teacher is not what it began with" in error
+    (folder / "view_0003.pt").unlink()
+    status, _, error = call_main(train.main, capsys, again)
+    assert status == 0, error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nobody",), "nobody is not there; give a run's folder"),
+        (("model_2", "--val-split", 100), "was trained with --val-split None, this run has 100"),
+        (("model_2", "--set", "teacher=x"), "--set teacher is for train.py"),
+        (("model_2", "--resume"), "--resume is for train.py"),
+        (("model_2", "--set", "augment=2"), "augment is 2"),
+        (("model_2", "--views", 0), "from 1 to 9999"),
+        ((), "RUN"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(arguments, words, ask, tmp_path):
+    status, _, error = ask(*arguments)
+    assert status == 2
+    assert error.startswith("tools.answers: error: ")
+    assert error.count("\n") == 1
+    assert words in error
+    assert not (tmp_path / "answers").exists()
+
+
+def test_model_and_epochs_have_to_be_given(capsys, network):
+    for given in (("--model", network), ("--epochs", 2)):
+        status, _, error = call_main(answers.main, capsys, ["model_2", "--dry-run", *given])
+        assert status == 2
+        assert "give --model and --epochs" in error
+
+
+def test_answers_are_no_teacher_of_other_answers(ask, folder):
+    status, _, error = ask(folder)
+    assert status == 2
+    assert f"{folder} holds answers; give the run of the network itself" in error
+
+
+def test_two_processes_do_not_make_the_same_answers(ask, folder):
+    with filelock.FileLock(folder / ".lock"):
+        status, _, error = ask("model_2", "--views", 3)
+    assert status == 2
+    assert "is in use: another process makes these answers" in error
+
+
+def test_a_copy_of_the_folder_teaches_as_well(folder, learn, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "elsewhere")
+    assert learn(copy)[0] == 0

@@ -1,0 +1,148 @@
+"""A teacher's answers to a few augmented epochs, stored once, so that students train at full speed.
+
+    python -m tools.answers output/reference/model_1 --model 2 --epochs 70 --views 20
+    python -m tools.answers RUN1 RUN2 --model 3 --epochs 75    # the mean of two teachers' answers
+    python train.py --model 2 --epochs 70 --set teacher=output/answers/FOLDER
+
+Distilling asks the teacher about every augmented image of every epoch, which for a large one takes
+longer than the student's own training. Here it is asked about --views epochs, with the flags that
+the student will be trained with, which then goes through their very batches again and again,
+whatever its seed. In Faghri et al. (2023, https://arxiv.org/abs/2303.08983) a few dozen stored
+views lost nothing. The same command goes on where it was stopped, or with more --views adds some;
+the folder in output/answers is named after the student's file and all that the answers depend on.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import filelock
+import torch
+
+import cli
+import networks
+import utils
+from parallel import ALONE
+from support import flags, teachers, workers
+from support.files import write_file
+from support.meter import progress
+from support.settings import InUseError
+
+
+def load_teachers(
+    names: Sequence[str], student: Path, held_out: int | None, device: utils.Device
+) -> tuple[list[teachers.Teacher], dict]:
+    """The networks that answer, and what is told of them.
+
+    Raises:
+        cli.UsageError: no such network, or one that knows other images than the student will.
+    """
+    found, about = [], {"network": [], "weights_sha256": []}
+    for name in names:
+        known = networks.REFERENCE / name
+        folder = Path(name).absolute() if Path(name).exists() or not known.is_dir() else known
+        teacher, told = networks.load_teacher(str(folder), student, held_out, device)
+        if isinstance(teacher, teachers.Replay):
+            raise cli.UsageError(f"{name} holds answers; give the run of the network itself")
+        found.append(teacher)
+        for key, values in about.items():
+            values.append(told[key])
+    return found, {key: " and ".join(values) for key, values in about.items()}
+
+
+@torch.no_grad()
+def answer(
+    loader: utils.Loader, asked: Sequence[teachers.Teacher], device: utils.Device, title: str
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """One view: the mean of the teachers' probabilities for each image.
+
+    Returns:
+        Log-probabilities float32 (images, classes) in the order of the data set, the first batch's
+        fingerprint, and the share of right answers in percent.
+    """
+    answers, first, right = None, None, 0
+    batches = loader.sampler.draw()[0]
+    for index, (images, labels) in zip(batches, progress(loader, title), strict=True):
+        images, labels = device.take(images, labels)
+        found = torch.stack([teacher(images, labels).answers for teacher in asked])
+        mean = (found.logsumexp(dim=0) - math.log(len(asked))).cpu()
+        if answers is None:
+            answers = torch.empty(loader.sampler.size, mean.shape[1])
+            first = teachers.fingerprint(images)
+        answers[torch.from_numpy(index)] = mean
+        right += (mean.argmax(dim=1) == labels.cpu()).sum().item()
+    return answers, first, 100 * right / len(answers)
+
+
+def work(args: argparse.Namespace) -> None:
+    """Asks the teachers about every view that is not stored yet."""
+    if args.resume is not None:
+        raise cli.UsageError("--resume is for train.py; the same command goes on here")
+    if args.model is None or args.epochs is None:
+        raise cli.UsageError("give --model and --epochs, those of the student")
+    network = networks.load_network(args.model)
+    recipe = flags.recipe_of(args, network)
+    if recipe.teacher:
+        raise cli.UsageError("--set teacher is for train.py; here its run is named without a flag")
+    device = network.fitting(utils.Device.pick(args.device))
+    asked, about = load_teachers(args.teachers, network.file, args.val_split, device)
+    data = cli.load_data(args)
+    images, labels = data.train_images, data.train_labels
+    if args.val_split is not None:
+        kept, _ = utils.validation_split(len(images), args.val_split)
+        images, labels = images[kept], labels[kept]
+    given = args.batch_size is not None or "batch_size" in dict(args.set)
+    recipe = recipe.fitted(len(images), given=not args.dry_run or given)
+    augment = recipe.train_transform(*utils.channel_stats(images), args.epochs)
+    processes, how = workers.choose(augment, args.loader, args.workers)
+    now = teachers.circumstances(data, args.val_split, augment, recipe, processes, device)
+    about["circumstances"] = now
+
+    text = json.dumps(about, indent=2, sort_keys=True) + "\n"
+    name = f"{network.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    folder = Path(args.output_dir) / "answers" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise InUseError(f"{folder} is in use: another process makes these answers") from None
+    with lock:
+        write_file(folder / teachers.NAME, text)
+        print(f"Teacher: {about['network']}\nDevice: {device}, {device.dtype}, {how}")
+        print(f"Output: {folder}", flush=True)
+        options = {"shuffle": True, "seed": teachers.SEED, "workers": processes, "team": ALONE}
+        loader = utils.make_loader(images, labels, augment, recipe.batch_size, device, **options)
+        for view in range(1, args.views + 1):
+            title = f"View {view} of {args.views}"
+            if teachers.view_file(folder, view).is_file():
+                print(f"{title}: is there")
+                continue
+            start = time.perf_counter()
+            utils.seed_everything(teachers.SEED, view)
+            loader.sampler.set_epoch(view)
+            answers, first, right = answer(loader, asked, device, title)
+            teachers.write_view(folder, view, answers, first)
+            seconds = time.perf_counter() - start
+            print(f"{title}: {right:.2f} % of the answers are right, {seconds:.1f} s", flush=True)
+    print(f"Learn from them with: --set teacher={folder}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = flags.parser()
+    parser.prog, parser.description = "tools.answers", __doc__.splitlines()[0]
+    add = parser.add_argument
+    add("teachers", nargs="+", metavar="RUN", help="a run's folder, or a name of output/reference")
+    views = cli.whole_number(1, 9999)
+    add("--views", type=views, default=20, help="augmented epochs that are answered (20)")
+    return cli.run(parser, work, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
