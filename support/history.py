@@ -1,5 +1,6 @@
 """The figures of a run, a row an epoch, as a line, a table and a summary."""
 
+import statistics
 from pathlib import Path
 
 from support.meter import Metrics
@@ -70,7 +71,8 @@ class History:
             f"lr {row['lr']:.4f} | {seconds[-1]:.1f}s"
         )
         if epoch < self.epochs:
-            line += f" | {duration(sum(seconds) / epoch * (self.epochs - epoch))} left"
+            # Not the mean: a laptop that slept would count for all epochs that follow.
+            line += f" | {duration(statistics.median(seconds) * (self.epochs - epoch))} left"
         if self.best_epoch == epoch:
             line += " | best so far"
         if self.target_epoch == epoch:

@@ -95,6 +95,12 @@ def test_epoch_line_has_the_promised_form():
     )
 
 
+def test_an_epoch_that_was_halted_does_not_count_for_the_time_left():
+    history = history_of(70.0, 71.0, 72.0)
+    history.rows[1]["train_seconds"] = 8775.5
+    assert " | 13.2s | 3m44s left" in history.line()  # 17 epochs of 13.2 s
+
+
 def test_marks_of_the_best_and_of_the_target():
     assert "best so far" in history_of(70.0).line()
     assert "best so far" not in history_of(70.0, 70.0).line()
