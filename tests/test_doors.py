@@ -168,8 +168,8 @@ def parser_of(door: str, monkeypatch) -> argparse.ArgumentParser:
 
 # Of other tools.
 PARTS = (
-    "corruptions", "explain", "exported", "findings", "pictures", "studies", "to_onnx", "trials",
-    "ways",
+    "corruptions", "explain", "exported", "findings", "first_convolution", "pictures", "studies",
+    "to_onnx", "trials", "ways",
 )  # fmt: skip
 COMMANDS = ["train", *(f"tools.{name}" for name in TOOLS if name not in PARTS)]
 

@@ -24,7 +24,7 @@ import networks
 import utils
 from support import provenance
 from tests.conftest import PIXEL, call_main
-from tools import evaluate, export, predict, to_onnx
+from tools import evaluate, export, first_convolution, predict, to_onnx
 from tools.exported import Exported
 
 ROOT = Path(__file__).parents[1]
@@ -156,9 +156,9 @@ def test_the_file_holds_integers_by_channel_and_float_around_them(run, exported)
     for channel in range(8):
         start = channel // 2 * 2
         groups[channel, start : start + 2] = weights["groups.weight"][channel]
-    first = weights["first.weight"] * scale[:, None, None, None]
+    by_pixels = torch.tensor(STATS["std"])[:, None, None] * 255
     wanted = {
-        "first": torch.cat([first, torch.zeros(8, 1, 3, 3)], dim=1),  # channels by fours
+        "first": weights["first.weight"] * scale[:, None, None, None] / by_pixels,
         "groups": groups,  # all at once: ONNX Runtime is slow at narrow groups
         "depthwise": weights["depthwise.weight"],
         "linear": weights["linear.weight"],
@@ -172,10 +172,125 @@ def test_the_file_holds_integers_by_channel_and_float_around_them(run, exported)
         off = np.abs(integers * steps - weight.numpy())
         assert (off <= 0.51 * steps + 1e-7).all(), name
     kinds = [node.op_type for node in graph.node]
-    assert kinds[:1] == ["Cast"]
     assert kinds[-1] == "Softmax"
-    before = kinds[: kinds.index("QuantizeLinear")]
-    assert {"MatMul", "Add", "Transpose"} <= set(before)  # normalised before anything is rounded
+    before = kinds[: kinds.index("Conv")]  # pixels are never anything but integers
+    steps = {"Shape", "Concat", "Expand", "Reshape", "Transpose", "DequantizeLinear"}
+    assert set(before) == steps
+    assert values["pixels_taken_scale"] == 1
+    assert values["pixels_taken_zero_point"] == 0
+    colour = values["pixels_colour"].ravel().tolist()
+    assert colour == [round(255 * value) for value in STATS["mean"]]
+
+
+class Layers(torch.nn.Module):
+    """A convolution, perhaps a ReLU, and the mean of each channel, which is a linear layer's."""
+
+    def __init__(self, *layers: torch.nn.Module, mean: tuple[int, int] = (2, 3)) -> None:
+        super().__init__()
+        self.layers, self.mean = torch.nn.Sequential(*layers), mean
+        self.linear = torch.nn.Linear(5, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.layers(x).mean(dim=self.mean, keepdim=True).flatten(1))
+
+
+GREY = [0.2, 0.4, 0.6], [0.2, 0.25, 0.4]  # mean: 51, 102 and 153 of 255
+
+
+@pytest.mark.parametrize(
+    ("options", "columns"),
+    [
+        ({"kernel_size": 3, "padding": 1}, 4),
+        ({"kernel_size": 3, "padding": 1, "bias": False}, 4),
+        ({"kernel_size": 5, "padding": 2}, 4),
+        ({"kernel_size": 1}, 4),
+        ({"kernel_size": 7, "padding": 3}, 4),
+        ({"kernel_size": (2, 3), "padding": (0, 1)}, 4),
+        ({"kernel_size": 3, "padding": (2, 1)}, 4),
+        ({"kernel_size": 3}, 1),
+        ({"kernel_size": 3, "padding": 1, "stride": 2}, 1),
+        ({"kernel_size": 3, "padding": 2, "dilation": 2}, 1),
+        ({"kernel_size": 2, "padding": 1}, 1),
+    ],
+)
+@pytest.mark.parametrize("relu", [True, False])
+def test_the_first_convolution_takes_pixels_and_normalises_them(options, columns, relu, sample):
+    after = [torch.nn.ReLU()] if relu else []
+    network = Layers(torch.nn.Conv2d(3, 5, **options), *after).eval()
+    images = sample.test_images[:7]
+    pixels = (images / 255 - np.array(GREY[0])) / np.array(GREY[1])
+    with torch.inference_mode():
+        wanted = network(torch.from_numpy(pixels).float().permute(0, 3, 1, 2))
+    model = to_onnx.export(network)
+    frame = first_convolution.take_pixels(model, *GREY)
+    assert frame.columns == columns
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    taken = frame.around(images)
+    (found,) = session.run(None, {first_convolution.TAKES: taken.astype(np.float32)})
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+    graph = frame.graph(first_convolution.head(model))
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    for count in (1, 7):
+        (framed,) = session.run(None, {"images": images[:count]})
+        assert np.array_equal(framed, taken[:count])
+
+
+class Twice(Layers):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x.mean(dim=(1, 2, 3))[:, None]
+
+
+CONVOLUTION = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        Layers(torch.nn.AvgPool2d(2), torch.nn.Conv2d(3, 5, 3)),
+        Layers(torch.nn.Conv2d(3, 3, 3, groups=3), torch.nn.Conv2d(3, 5, 1)),
+        Layers(CONVOLUTION, CONVOLUTION, torch.nn.Conv2d(3, 5, 1)),
+        Twice(torch.nn.Conv2d(3, 5, 3)),
+    ],
+    ids=["a pool first", "groups", "a weight used twice", "pixels used twice"],
+)
+def test_what_cannot_take_pixels_as_they_are_is_normalised_before(network, sample):
+    model = to_onnx.export(network.eval())
+    before = model.SerializeToString()
+    assert first_convolution.take_pixels(model, *GREY) is None
+    assert model.SerializeToString() == before
+    images = sample.test_images
+    quantised = to_onnx.quantise(model, images, *GREY)
+    whole = to_onnx.complete(quantised, *GREY).SerializeToString()
+    pixels = (images / 255 - np.array(GREY[0])) / np.array(GREY[1])
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(pixels).float().permute(0, 3, 1, 2))
+    (found,) = onnxruntime.InferenceSession(whole).run(None, {"images": images})
+    assert np.abs(found - logits.softmax(dim=1).numpy()).mean() < 0.01
+
+
+@pytest.mark.parametrize("mean", [(2, 3), (-1, -2)])
+def test_a_mean_over_the_image_is_taken_of_integers(mean, sample):
+    network = Layers(torch.nn.Conv2d(3, 5, 3, stride=4), torch.nn.ReLU(), mean=mean).eval()
+    quantised = to_onnx.quantise(to_onnx.export(network), sample.test_images, *GREY)
+    kinds = [node.op_type for node in quantised.graph.node]
+    assert "ReduceMean" not in kinds
+    place = kinds.index("GlobalAveragePool")
+    around = ["DequantizeLinear", "GlobalAveragePool", "QuantizeLinear"]
+    assert kinds[place - 1 : place + 2] == around
+
+
+def test_a_mean_over_anything_else_stays_one(sample):
+    class Rows(Layers):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.layers(x)
+            return self.linear(x.mean(dim=3).mean(dim=2) + x.mean(dim=(2, 3)))
+
+    network = Rows(torch.nn.Conv2d(3, 5, 3, stride=4)).eval()
+    quantised = to_onnx.quantise(to_onnx.export(network), sample.test_images, *GREY)
+    kinds = [node.op_type for node in quantised.graph.node]
+    assert kinds.count("ReduceMean") == 3
+    assert "GlobalAveragePool" not in kinds
 
 
 def test_metadata_and_figures_are_true(run, exported, sample):
@@ -269,7 +384,7 @@ def test_methods_and_reduced_range_reach_the_file(run, exported, sample, capsys,
     plain = scales(exported)
     status, _, error = do_export(run, tmp_path, capsys, "--calibration", "MinMax", "--reduce-range")
     assert status == 0, error
-    other, name = scales(only(tmp_path)), f"{to_onnx.TAKES}_scale"
+    other, name = scales(only(tmp_path)), "answer_logits_scale"
     assert plain[name] < other[name]  # without the rarest values the steps are finer
     assert np.abs(plain["first.weight_quantized"]).max() == 127
     assert np.abs(other["first.weight_quantized"]).max() <= 64

@@ -136,8 +136,7 @@ def graphs_of(
     graphs = {"float32": to_onnx.export(trained.network)}
     try:
         graphs["int8"] = to_onnx.quantise(
-            graphs["float32"], normalised(images, *stats).numpy(), args.calibration,
-            args.reduce_range,
+            graphs["float32"], images, *stats, args.calibration, args.reduce_range
         )  # fmt: skip
     except to_onnx.ExportError as error:
         missing = str(error)

@@ -22,6 +22,7 @@ from torch import nn
 
 from errors import Error
 from tools.exported import needed
+from tools.first_convolution import TAKES, attribute, from_integers, head, take_pixels
 from utils import RGB
 
 with needed():
@@ -38,23 +39,23 @@ BATCH = 100  # images, while calibrating
 NARROW, WIDE = 8, 128
 FIXED = "its code fixes the number of images in a batch; take it from the tensor's shape"
 
-# Names that no network has: it brings its own.
+
 BEFORE = """
-pixels (uint8[N,32,32,3] images) => (float[N,CHANNELS,32,32] pixels_normalised)
+pixels (uint8[N,32,32,3] images) => (float[N,3,32,32] pixels_taken)
 {
     pixels_raw = Cast<to=1>(images)
-    pixels_side = Constant<value_ints=[32, 32, CHANNELS]>()
+    pixels_side = Constant<value_ints=[32, 32, 3]>()
     pixels_shifts = Expand(pixels_shift, pixels_side)
     pixels_scaled = MatMul(pixels_raw, pixels_scale)
     pixels_shifted = Add(pixels_scaled, pixels_shifts)
-    pixels_normalised = Transpose<perm=[0, 3, 1, 2]>(pixels_shifted)
+    pixels_taken = Transpose<perm=[0, 3, 1, 2]>(pixels_shifted)
 }"""
 AFTER = """
 answer (float[N,10] answer_logits) => (float[N,10] probabilities)
 {
     probabilities = Softmax<axis=1>(answer_logits)
 }"""
-TAKES, GIVES = "pixels_normalised", "answer_logits"  # the network between them
+GIVES = "answer_logits"  # as TAKES, a name that no network has
 
 
 class ExportError(Error, RuntimeError):
@@ -135,18 +136,22 @@ def _why(error: BaseException) -> str:
 def quantise(
     model: onnx.ModelProto,
     images: np.ndarray,
+    mean: RGB,
+    std: RGB,
     method: str = "Percentile",
     reduce_range: bool = False,
 ) -> onnx.ModelProto:
     """The exported network in 8-bit integers: weights by channel, activations by calibrated range.
 
     Static quantisation after training, as Krishnamoorthi describes it (2018,
-    https://arxiv.org/abs/1806.08342), written as pairs of QuantizeLinear and DequantizeLinear.
+    https://arxiv.org/abs/1806.08342), written as pairs of QuantizeLinear and DequantizeLinear. It
+    takes uint8 `images` (N, 32, 32, 3) where its first layer is a convolution, which then does the
+    normalisation, too; else what the exported network takes.
 
     Args:
         model: from `export`.
-        images: training images that set the activations' ranges, normalised, float32
-            (N, 3, 32, 32).
+        images: training images that set the activations' ranges, uint8 (N, 32, 32, 3).
+        mean, std: as for `complete`.
         method: Percentile (without the one value in 100,000 that lies farthest out), Entropy, or
             MinMax (all values).
         reduce_range: weights in 7 bits, for x86 processors without VNNI, whose 16-bit sums of two
@@ -165,13 +170,20 @@ def quantise(
             prepared, done = (Path(folder, f"{name}.onnx") for name in ("prepared", "quantised"))
             quant_pre_process(model, prepared)
             full = onnx.load(prepared)
-            if _takes_four_channels(full):
-                images = np.pad(images, ((0, 0), (0, 1), (0, 0), (0, 0)))
-            batches = ({TAKES: images[i : i + BATCH]} for i in range(0, len(images), BATCH))
             if not {node.op_type for node in full.graph.node} & {"Conv", "Gemm", "MatMul"}:
                 raise ValueError("it has no convolution and no linear layer")
             _write_out_narrow_groups(full)
+            _pool_in_integers(full)
+            frame = take_pixels(full, mean, std)
+            if frame is None:
+                taken = ((images / 255 - mean) / std).transpose(0, 3, 1, 2)
+            else:
+                taken = frame.around(images)
+            starts = range(0, len(images), BATCH)
+            batches = ({TAKES: taken[i : i + BATCH].astype(np.float32)} for i in starts)
+            full.graph.ClearField("value_info")
             onnx.save(full, prepared)
+            as_they_are = {"scale": np.array(1, np.float32), "zero_point": np.array(0, np.uint8)}
             quantization.quantize_static(
                 prepared,
                 done,
@@ -182,8 +194,11 @@ def quantise(
                 activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 calibrate_method=quantization.CalibrationMethod[method],
+                extra_options={"TensorQuantOverrides": {TAKES: [as_they_are]} if frame else {}},
             )
             model = onnx.load(done)
+            if frame is not None:
+                model = from_integers(model, frame)
     except Exception as error:  # the quantiser fails at many graphs, each in its own way
         raise ExportError(f"it cannot be quantised: {_why(error)}") from None
     return model
@@ -218,35 +233,20 @@ def _write_out_narrow_groups(model: onnx.ModelProto) -> None:
             next(each for each in node.attribute if each.name == "group").i = 1
 
 
-def _takes_four_channels(model: onnx.ModelProto) -> bool:
-    """Gives the first convolution a fourth channel, of zeros, if it can; returns whether it did.
-
-    ONNX Runtime's fastest code for integers takes channels by fours. With three, model 3's first
-    convolution took 1.8 times as long (0.60 against 0.34 ms for 16 images).
-    """
-    weights = {each.name: each for each in model.graph.initializer}
-    users = [node for node in model.graph.node if TAKES in node.input]
-    names = {node.input[1] for node in users}
-    shared = [node for node in model.graph.node if names & {*node.input} and node not in users]
-    if (
-        not users
-        or shared
-        or any(
-            node.op_type != "Conv" or node.input[1] not in weights or _groups(node) != 1
-            for node in users
-        )
-    ):
-        return False
-    for name in names:
-        three = numpy_helper.to_array(weights[name])
-        four = np.pad(three, ((0, 0), (0, 1), (0, 0), (0, 0)))
-        weights[name].CopyFrom(numpy_helper.from_array(four, name))
-    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 4
-    return True
+def _pool_in_integers(model: onnx.ModelProto) -> None:
+    """A mean over height and width becomes a global average pool, which can be quantised."""
+    values = {each.name: each for each in model.graph.initializer}
+    ranks = {each.name: len(each.type.tensor_type.shape.dim) for each in model.graph.value_info}
+    for node in model.graph.node:
+        if node.op_type == "ReduceMean" and len(node.input) == 2 and ranks.get(node.input[0]) == 4:
+            axes = numpy_helper.to_array(values[node.input[1]]) if node.input[1] in values else ()
+            if {int(axis) % 4 for axis in axes} == {2, 3} and attribute(node, "keepdims", 1):
+                node.op_type = "GlobalAveragePool"
+                del node.input[1:], node.attribute[:]
 
 
 def _groups(node: onnx.NodeProto) -> int:
-    return next((each.i for each in node.attribute if each.name == "group"), 1)
+    return attribute(node, "group", 1)
 
 
 def complete(model: onnx.ModelProto, mean: RGB, std: RGB) -> onnx.ModelProto:
@@ -260,18 +260,14 @@ def complete(model: onnx.ModelProto, mean: RGB, std: RGB) -> onnx.ModelProto:
         ExportError: ONNX's own checks find a fault in it.
     """
     try:
-        versions = ", ".join(f'"{each.domain}": {each.version}' for each in model.opset_import)
-        head = f"<ir_version: {model.ir_version}, opset_import: [{versions}]>"
-        channels = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value  # 3, or 4
-        pixels = BEFORE.replace("CHANNELS", str(channels))
-        before, after = (parser.parse_model(head + part) for part in (pixels, AFTER))
-        scale, shift = np.zeros((3, channels)), np.zeros(channels)
-        scale[range(3), range(3)] = 1 / (255 * np.array(std))
-        shift[:3] = -np.divide(mean, std)
-        for name, values in (("pixels_scale", scale), ("pixels_shift", shift)):
-            values = numpy_helper.from_array(values.astype(np.float32), name)
-            before.graph.initializer.append(values)
-        whole = compose.merge_models(before, model, io_map=[(TAKES, TAKES)])
+        whole, after = model, parser.parse_model(head(model) + AFTER)
+        if model.graph.input[0].name == TAKES:
+            before = parser.parse_model(head(model) + BEFORE)
+            scale, shift = np.diag(1 / (255 * np.array(std))), -np.divide(mean, std)
+            for name, values in (("pixels_scale", scale), ("pixels_shift", shift)):
+                values = numpy_helper.from_array(values.astype(np.float32), name)
+                before.graph.initializer.append(values)
+            whole = compose.merge_models(before, model, io_map=[(TAKES, TAKES)])
         whole = compose.merge_models(whole, after, io_map=[(GIVES, GIVES)])
         whole.graph.doc_string = ""
         whole.graph.ClearField("value_info")
