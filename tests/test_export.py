@@ -171,6 +171,9 @@ def test_the_file_holds_integers_by_channel_and_float_around_them(run, exported)
         steps = scales.reshape(-1, *[1] * (weight.ndim - 1))
         off = np.abs(integers * steps - weight.numpy())
         assert (off <= 0.51 * steps + 1e-7).all(), name
+    biases = [node for node in graph.node if node.input[0].endswith("bias_quantized")]
+    assert [len(node.input) for node in biases] == [2, 2, 2]  # zero points would be zeros
+    assert set(values) == {name for node in graph.node for name in node.input} & set(values)
     kinds = [node.op_type for node in graph.node]
     assert kinds[-1] == "Softmax"
     before = kinds[: kinds.index("Conv")]  # pixels are never anything but integers

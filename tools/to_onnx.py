@@ -197,6 +197,7 @@ def quantise(
                 extra_options={"TensorQuantOverrides": {TAKES: [as_they_are]} if frame else {}},
             )
             model = onnx.load(done)
+            _leave_out_zeros(model)
             if frame is not None:
                 model = from_integers(model, frame)
     except Exception as error:  # the quantiser fails at many graphs, each in its own way
@@ -243,6 +244,20 @@ def _pool_in_integers(model: onnx.ModelProto) -> None:
             if {int(axis) % 4 for axis in axes} == {2, 3} and attribute(node, "keepdims", 1):
                 node.op_type = "GlobalAveragePool"
                 del node.input[1:], node.attribute[:]
+
+
+def _leave_out_zeros(model: onnx.ModelProto) -> None:
+    """The biases' zero points, zeros of four bytes a channel, are what ONNX takes without them."""
+    values = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and len(node.input) == 3:
+            integers, _, zeros = (values.get(name) for name in node.input)
+            if integers is not None and integers.dtype == np.int32 and not zeros.any():
+                del node.input[2]
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [each for each in model.graph.initializer if each.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
 
 
 def _groups(node: onnx.NodeProto) -> int:
