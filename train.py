@@ -83,8 +83,8 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
     # 3. The model, and what moves it: teacher, criterion, optimizer, schedule.
     teacher, taught_by = networks.load_teacher(recipe.teacher, network.file, args.val_split, device)
     if taught_by is not None:
-        here = teachers.circumstances(data, args.val_split, augment, recipe, processes, device)
-        teacher.attend(loader.sampler, here)
+        here = data, args.val_split, augment, recipe, processes, device, team
+        teacher.attend(loader.sampler, teachers.circumstances(*here))
     utils.seed_everything(args.seed)
     model = network.build()
     summary = model_files.summary_table(model)

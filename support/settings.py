@@ -95,7 +95,7 @@ def refuse_changes(folder: Path, before: dict, now: dict) -> None:
         if old == new:
             continue
         what = ""
-        if key in ("recipe", "data_sha256") and isinstance(old, dict):
+        if isinstance(old, dict) and isinstance(new, dict) and key != "train_transform":
             changed = [name for name in new if old.get(name) != new[name]]
             parts = (f"{name}: {old.get(name)} then, {new[name]} now" for name in changed)
             what = f" ({', '.join(parts)})"

@@ -18,19 +18,22 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, PositiveInt
 from torch import Tensor, nn
 
 import cifar10
 from errors import UsageError
 from fast.batched import A
+from parallel import ALONE, Team
 from recipes import Recipe
 from support.files import CheckpointError, read_checkpoint, read_json, write_file
+from support.settings import validated
 from utils import BatchSampler, Device
 
 NAME = "answers.json"  # in a folder of answers
 SEED = 0  # of the batches that answers are given for
-# Mean colours of a batch, in standard deviations: what another machine rounds differently stays far
-# below, what another version draws differently far above.
+# Of fingerprints, in standard deviations of pixels: what another machine rounds differently stays
+# far below, what another version draws differently far above.
 TOLERANCE = 0.02
 
 
@@ -109,22 +112,38 @@ def circumstances(
     recipe: Recipe,
     processes: int | None,
     device: Device,
+    team: Team = ALONE,
 ) -> dict:
-    """All that the batches of an epoch follow from, but for its number, as JSON holds it."""
+    """All that the batches of an epoch follow from, but for its number, as JSON holds it.
+
+    Albumentations' loader draws for each of a team's processes anew, the batched one on the device,
+    where a GPU draws other numbers than a CPU.
+    """
+    batched = processes is None
     about = {
         "data_sha256": cifar10.digests(data),
         "val_split": held_out,
         "train_transform": transform.to_dict(),
         "batch_size": recipe.batch_size,
-        "loader": "batched" if processes is None else "albumentations",
-        "device": device.where.type,  # a GPU draws other numbers than a CPU
+        "loader": "batched" if batched else "albumentations",
+        "device": device.where.type if batched else "any",
+        "processes": "any" if batched else team.size,
     }
     return json.loads(json.dumps(about))
 
 
 def fingerprint(images: Tensor) -> Tensor:
-    """Each image's mean colour, float32 (N, 3), of normalised images (N, 3, H, W)."""
-    return images.float().mean(dim=(2, 3)).cpu()
+    """The mean colour of each image's left half, float32 (N, 3), of images (N, 3, H, W)."""
+    return images[..., : images.shape[3] // 2].float().mean(dim=(2, 3)).cpu()
+
+
+class About(BaseModel, strict=True):
+    """What answers.json holds."""
+
+    network: str
+    weights_sha256: str
+    views: PositiveInt
+    circumstances: dict
 
 
 def view_file(folder: Path, view: int) -> Path:
@@ -139,30 +158,62 @@ def write_view(folder: Path, view: int, answers: Tensor, first: Tensor) -> None:
     write_file(view_file(folder, view), buffer.getvalue())
 
 
+def read_view(path: Path) -> tuple[Tensor, Tensor]:
+    """Log-probabilities float16 (images, classes), and the fingerprint of the first batch.
+
+    Raises:
+        CheckpointError: they are damaged, or something else.
+        OSError: they cannot be read.
+    """
+    stored = read_checkpoint(path)
+    found = [stored.get(name) for name in ("answers", "first")]
+    wanted = (torch.float16, len(cifar10.CLASSES)), (torch.float32, 3)
+    for each, (dtype, columns) in zip(found, wanted, strict=True):
+        if not (
+            isinstance(each, Tensor)
+            and each.layout == torch.strided
+            and each.device.type == "cpu"
+            and each.dtype == dtype
+            and each.ndim == 2
+            and each.shape[1] == columns
+            and each.isfinite().all()
+        ):
+            raise CheckpointError(f"{path} does not hold a teacher's answers")
+    return tuple(found)
+
+
 class Replay:
     """A teacher whose answers to a few augmented epochs were stored; they are gone through in turn.
+
+    All are read at once (1 MB a view of 50,000 images), so that no epoch finds them damaged.
 
     Args:
         folder: as tools.answers has written it.
 
     Raises:
-        UsageError: damaged, or without any answers.
+        UsageError: it is not finished, or damaged.
+        CheckpointError: a view is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.about, self.views = folder, read_json(folder / NAME), 0
-        while view_file(folder, self.views + 1).is_file():
-            self.views += 1
-        if not self.views or not isinstance(self.about.get("circumstances"), dict):
-            raise UsageError(f"{folder} holds no whole answers; make them with tools.answers")
+        self.folder = folder
+        self.about = validated(folder / NAME, read_json(folder / NAME), About)
+        files = [view_file(folder, view + 1) for view in range(self.about["views"])]
+        missing = [path.name for path in files if not path.is_file()]
+        if missing:
+            raise UsageError(
+                f"{folder} does not hold all answers: {missing[0]} is not there; the command of "
+                "tools.answers that began it goes on"
+            )
+        self.views = [read_view(path) for path in files]
 
     def describe(self) -> dict[str, str]:
         """What settings.json says of it."""
         digest = hashlib.sha256()
-        for view in range(1, self.views + 1):
-            digest.update(view_file(self.folder, view).read_bytes())
-        of = {key: str(self.about.get(key)) for key in ("network", "weights_sha256")}
-        return of | {"views": str(self.views), "answers_sha256": digest.hexdigest()}
+        for answers, _ in self.views:
+            digest.update(answers.numpy().tobytes())
+        of = {key: self.about[key] for key in ("network", "weights_sha256")}
+        return of | {"views": str(len(self.views)), "answers_sha256": digest.hexdigest()}
 
     def attend(self, sampler: BatchSampler, now: dict) -> None:
         """Lets the sampler draw the batches that were answered, instead of the run's own.
@@ -178,37 +229,33 @@ class Replay:
             if then.get(key) != value:
                 said = ""
                 if not isinstance(value, dict):
-                    said = f" ({then.get(key)} then, {value} now)"
+                    said = f" ({then.get(key)!r:.60} then, {value!r:.60} now)"
                 raise UsageError(
                     f"the answers in {self.folder} were given to other batches: their {key} was "
-                    f"another{said}; make some with tools.answers and the flags of this run"
+                    f"another{said}; train as they were asked for, or ask anew with tools.answers "
+                    "and the flags of this run"
                 )
-        sampler.seed, sampler.views = SEED, self.views
+        if any(len(answers) != sampler.size for answers, _ in self.views):
+            raise UsageError(f"{self.folder} is damaged: it has not an answer for each image")
+        sampler.seed, sampler.views = SEED, len(self.views)
 
     def begin(self, sampler: BatchSampler) -> Callable[[Tensor, Tensor], Lesson]:
-        """What answers this process's parts of the epoch's batches, one after the other.
-
-        Raises:
-            CheckpointError: the epoch's file is damaged.
-        """
-        path = view_file(self.folder, sampler.epoch)
-        stored = read_checkpoint(path)
-        answers, first = stored.get("answers"), stored.get("first")
-        if not all(isinstance(each, Tensor) for each in (answers, first)) or (
-            answers.ndim != 2 or len(answers) != sampler.size
-        ):
-            raise CheckpointError(f"{path} does not hold an answer to each of the images")
+        """What answers this process's parts of the epoch's batches, one after the other."""
+        answers, first = self.views[sampler.epoch - 1]
         parts = [part for part, _ in sampler.shares()]
         batches = zip(sampler.draw()[0], parts, strict=True)
         mine = (torch.from_numpy(batch[part]) for batch, part in batches)
         unseen = [first[parts[0]]]
 
         def answer(images: Tensor, labels: Tensor) -> Lesson:
-            if unseen and (fingerprint(images) - unseen.pop()).abs().max() > TOLERANCE:
-                raise UsageError(
-                    f"{path} answers other images than these, which this machine or version draws "
-                    "differently; ask anew with tools.answers, and another --output-dir"
-                )
+            if unseen:
+                then, now = unseen.pop(), fingerprint(images)
+                if then.shape != now.shape or (now - then).abs().max() > TOLERANCE:
+                    raise UsageError(
+                        f"the answers in {self.folder} are to other images than these, which this "
+                        "machine or version draws differently; ask anew with tools.answers, and "
+                        "another --output-dir"
+                    )
             return Lesson(labels, answers[next(mine)].to(labels.device, torch.float32))
 
         return answer

@@ -18,7 +18,7 @@ import utils
 from parallel import Team
 from support import teachers
 from tests.conftest import SMALL_NETWORK, call_main, run_in
-from tools import answers
+from tools import answers, search
 
 EPOCHS = 3
 Call = Callable[..., tuple[int, str, str]]
@@ -168,6 +168,45 @@ def test_each_process_of_a_team_replays_its_part(folder, epoch):
     assert torch.equal(together, stored(folder, (epoch - 1) % 2 + 1)[order])
 
 
+def test_held_out_images_are_not_asked_about(ask, learn, tmp_path, capsys, network):
+    output = tmp_path / "held out"
+    arguments = (*flags(network, output), "--val-split", 100)
+    assert call_main(train.main, capsys, arguments)[0] == 0
+    status, out, _ = ask(run_in(output), "--val-split", 100, "--views", 1)
+    assert status == 0
+    folder = only(tmp_path)
+    assert len(stored(folder, 1)) == 900
+    assert "'teacher=" not in out  # nothing in its path wants quotes
+    status, _, error = learn(folder, "--val-split", 100, "--no-test")
+    assert status == 0, error
+    status, _, error = learn(folder)
+    assert status == 2
+    assert "their val_split was another (100 then, None now)" in error
+
+
+def test_albumentations_own_pictures_are_answered_too(ask, learn, tmp_path):
+    loader = ("--loader", "albumentations", "--workers", 0)
+    assert ask("model_2", "--views", 1, *loader)[0] == 0
+    folder = only(tmp_path)
+    about = json.loads((folder / "answers.json").read_text())["circumstances"]
+    assert (about["loader"], about["processes"], about["device"]) == ("albumentations", 1, "any")
+    assert learn(folder, *loader)[0] == 0
+    device, recipe = utils.Device.pick("cpu"), networks.load_network("2").recipe
+    transform = utils.test_transform(*utils.channel_stats(cifar10.load_sample().train_images))
+    given = cifar10.load_sample(), None, transform, recipe
+    two = teachers.circumstances(*given, 0, device, Team(0, 2))
+    assert two["processes"] == 2  # each of which draws its part anew, so they are other batches
+    assert teachers.circumstances(*given, None, device, Team(0, 2))["processes"] == "any"
+
+
+def test_a_relative_folder_is_the_working_folder_s(ask, tmp_path, monkeypatch):
+    shutil.copytree(networks.REFERENCE / "model_3", tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert ask("mine", "--views", 1)[0] == 0
+    about = json.loads((only(tmp_path) / "answers.json").read_text())
+    assert about["network"] == "CNN_Model_3"
+
+
 def test_the_same_command_adds_views_and_keeps_those_that_are_there(ask, folder, tmp_path):
     kept = {path.name: path.read_bytes() for path in folder.glob("view_*")}
     (folder / "view_0002.pt").unlink()  # as if it had been stopped
@@ -178,8 +217,15 @@ def test_the_same_command_adds_views_and_keeps_those_that_are_there(ask, folder,
     assert sorted(path.name for path in folder.glob("view_*"))[2:] == ["view_0003.pt"]
     assert (folder / "view_0001.pt").read_bytes() == kept["view_0001.pt"]
     assert (folder / "view_0002.pt").read_bytes() == kept["view_0002.pt"]  # the same draws again
-    status, _, _ = ask("model_3", "--views", 1)
-    assert len(list((tmp_path / "answers").iterdir())) == 2  # another teacher, another folder
+    status, out, _ = ask("model_2", "--views", 1)
+    assert "View 3 of 3: is there" in out
+    (folder / "view_0003.pt").write_bytes(b"broken")
+    status, out, _ = ask("model_2", "--views", 1)
+    assert "is asked for anew" in out
+    teachers.Replay(folder)
+    # Other weights of the same network: another folder.
+    assert ask("model_2_distilled", "--views", 1)[0] == 0
+    assert len(list((tmp_path / "answers").iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -188,7 +234,10 @@ def test_the_same_command_adds_views_and_keeps_those_that_are_there(ask, folder,
         (("--set", "batch_size=50"), "their batch_size was another (100 then, 50 now)"),
         (("--set", "augment=0.1"), "their train_transform was another;"),
         (("--val-split", 100), "their val_split was another (None then, 100 now)"),
-        (("--loader", "albumentations"), "their loader was another (batched then, albumentations"),
+        (
+            ("--loader", "albumentations"),
+            "their loader was another ('batched' then",
+        ),
     ],
 )
 def test_answers_to_other_batches_are_refused(arguments, words, folder, learn, tmp_path):
@@ -200,40 +249,94 @@ def test_answers_to_other_batches_are_refused(arguments, words, folder, learn, t
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("key", ["data_sha256", "device"])
+def test_each_circumstance_counts(key, folder, learn):
+    path = folder / "answers.json"
+    about = json.loads(path.read_text())
+    about["circumstances"][key] = "x" * 1000
+    path.write_text(json.dumps(about))
+    status, _, error = learn(folder)
+    assert status == 2
+    assert f"their {key} was another" in error
+    assert len(error) < 600
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def other_images(path: Path) -> None:
-    content = torch.load(path, weights_only=True)
-    content["first"] += 0.1
-    torch.save(content, path)
+def changed(**contents: Callable[[torch.Tensor], object]) -> Callable[[Path], None]:
+    """What changes the tensors of a view's file."""
+
+    def change(path: Path) -> None:
+        content = torch.load(path, weights_only=True)
+        torch.save(content | {name: to(content[name]) for name, to in contents.items()}, path)
+
+    return change
 
 
-def fewer(path: Path) -> None:
-    content = torch.load(path, weights_only=True)
-    torch.save(content | {"answers": content["answers"][:-1]}, path)
+def said(**values: object) -> Callable[[Path], None]:
+    """What changes the values of answers.json."""
+
+    def change(path: Path) -> None:
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+def other_draws(path: Path) -> None:
+    shutil.copy(path.with_name("view_0002.pt"), path)
+
+
+NONE = "does not hold a teacher's answers"
+VIEW, JSON = "view_0001.pt", "answers.json"
 
 
 @pytest.mark.parametrize(
     ("name", "damage", "words"),
     [
-        ("view_0001.pt", cut, "view_0001.pt is not a whole checkpoint"),
-        ("view_0002.pt", other_images, "view_0002.pt answers other images than these"),
-        ("view_0001.pt", fewer, "view_0001.pt does not hold an answer to each of the images"),
-        ("view_0001.pt", Path.unlink, "holds no whole answers; make them with tools.answers"),
-        ("answers.json", lambda path: path.write_text("{}"), "holds no whole answers"),
-        ("answers.json", lambda path: path.write_text("[]"), "answers.json holds no settings"),
-        ("answers.json", cut, "answers.json cannot be read"),
+        (VIEW, cut, "view_0001.pt is not a whole checkpoint"),
+        ("view_0002.pt", cut, "view_0002.pt is not a whole checkpoint"),
+        (VIEW, other_draws, "are to other images than these"),
+        (VIEW, changed(first=lambda first: first[:, [1, 0, 2]]), "are to other images"),
+        (VIEW, changed(first=lambda first: first[:-1]), "are to other images than these"),
+        (VIEW, changed(first=lambda first: first * torch.nan), NONE),
+        (VIEW, changed(first=lambda first: first[None]), NONE),
+        (VIEW, changed(first=lambda first: first.double()), NONE),
+        (VIEW, changed(answers=lambda answers: answers[:-1]), "has not an answer for each image"),
+        (VIEW, changed(answers=lambda answers: answers[:, :-1]), NONE),
+        (VIEW, changed(answers=lambda answers: answers.long()), NONE),
+        (VIEW, changed(answers=lambda answers: answers.float().log()), NONE),
+        (VIEW, changed(answers=lambda answers: answers * torch.inf), NONE),
+        pytest.param(
+            VIEW,
+            changed(answers=lambda answers: answers.to_sparse()),
+            NONE,
+            marks=pytest.mark.filterwarnings("ignore:Validating sparse"),
+        ),
+        (VIEW, changed(answers=lambda answers: answers.to("meta")), NONE),
+        (VIEW, changed(answers=lambda answers: 5), NONE),
+        (VIEW, Path.unlink, "view_0001.pt is not there; the command of tools.answers that began"),
+        ("view_0002.pt", Path.unlink, "view_0002.pt is not there"),
+        (JSON, said(views=3), "view_0003.pt is not there"),
+        (JSON, said(views=0), "answers.json is damaged: views is 0"),
+        (JSON, said(network=["x"]), "answers.json is damaged: network is"),
+        (JSON, said(circumstances=5), "answers.json is damaged: circumstances is 5"),
+        (JSON, lambda path: path.write_text("{}"), "answers.json is damaged: network"),
+        (JSON, lambda path: path.write_text("[]"), "answers.json holds no settings"),
+        (JSON, cut, "answers.json cannot be read"),
     ],
 )
-def test_damaged_answers_are_one_line(name, damage, words, folder, learn):
+def test_damaged_answers_are_one_line_before_anything_is_trained(
+    name, damage, words, folder, learn, tmp_path
+):
     damage(folder / name)
-    status, _, error = learn(folder)
+    status, out, error = learn(folder)
     assert status in (1, 2)
     assert error.startswith("train.py: error: ")
     assert error.count("\n") == 1
     assert words in error
+    assert "Epoch" not in out
 
 
 def test_a_run_with_other_answers_than_it_began_with_is_not_gone_on_with(
@@ -246,8 +349,8 @@ def test_a_run_with_other_answers_than_it_began_with_is_not_gone_on_with(
     again = ("--resume", run, "--model", network)
     status, _, error = call_main(train.main, capsys, again)
     assert status == 2
-    assert "its teacher is not what it began with" in error
-    (folder / "view_0003.pt").unlink()
+    assert "its teacher is not what it began with (views: 2 then, 3 now" in error
+    said(views=2)(folder / "answers.json")
     status, _, error = call_main(train.main, capsys, again)
     assert status == 0, error
 
@@ -257,7 +360,7 @@ def test_a_run_with_other_answers_than_it_began_with_is_not_gone_on_with(
     [
         (("nobody",), "nobody is not there; give a run's folder"),
         (("model_2", "--val-split", 100), "was trained with --val-split None, this run has 100"),
-        (("model_2", "--set", "teacher=x"), "--set teacher is for train.py"),
+        (("model_2", "--set", "teacher=x"), "has the teacher x, which is for train.py"),
         (("model_2", "--resume"), "--resume is for train.py"),
         (("model_2", "--set", "augment=2"), "augment is 2"),
         (("model_2", "--views", 0), "from 1 to 9999"),
@@ -291,6 +394,26 @@ def test_two_processes_do_not_make_the_same_answers(ask, folder):
         status, _, error = ask("model_2", "--views", 3)
     assert status == 2
     assert "is in use: another process makes these answers" in error
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [("batch_size=100,50", "their batch_size was another"), ("lr=0.1", "their val_split was")],
+)
+def test_a_search_that_could_not_train_is_refused_at_once(
+    grid, words, ask, capsys, network, tmp_path
+):
+    held_out = () if grid == "lr=0.1" else ("--val-split", 100)
+    if held_out:
+        given = (*flags(network, tmp_path / "teacher"), *held_out)
+        assert call_main(train.main, capsys, given)[0] == 0
+    teacher = run_in(tmp_path / "teacher") if held_out else "model_2"
+    assert ask(teacher, "--views", 1, *held_out)[0] == 0
+    asked = ("--set", f"teacher={only(tmp_path)}", "--grid", grid, "--val-split", 100)
+    status, _, error = call_main(search.main, capsys, (*flags(network, tmp_path), *asked))
+    assert status == 2
+    assert words in error
+    assert not (tmp_path / "search").exists()
 
 
 def test_a_copy_of_the_folder_teaches_as_well(folder, learn, tmp_path):

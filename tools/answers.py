@@ -7,15 +7,16 @@
 Distilling asks the teacher about every augmented image of every epoch, which for a large one takes
 longer than the student's own training. Here it is asked about --views epochs, with the flags that
 the student will be trained with, which then goes through their very batches again and again,
-whatever its seed. In Faghri et al. (2023, https://arxiv.org/abs/2303.08983) a few dozen stored
-views lost nothing. The same command goes on where it was stopped, or with more --views adds some;
-the folder in output/answers is named after the student's file and all that the answers depend on.
+whatever its seed, as Faghri et al. (2023, https://arxiv.org/abs/2303.08983) do at a larger scale.
+The same command goes on where it was stopped, or with more --views adds some; the folder in
+output/answers is named after the student's file and all that the answers depend on.
 """
 
 import argparse
 import hashlib
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ import networks
 import utils
 from parallel import ALONE
 from support import flags, teachers, workers
-from support.files import write_file
+from support.files import CheckpointError, read_json, write_file
 from support.meter import progress
 from support.settings import InUseError
 
@@ -88,7 +89,10 @@ def work(args: argparse.Namespace) -> None:
     network = networks.load_network(args.model)
     recipe = flags.recipe_of(args, network)
     if recipe.teacher:
-        raise cli.UsageError("--set teacher is for train.py; here its run is named without a flag")
+        raise cli.UsageError(
+            f"the recipe has the teacher {recipe.teacher:.60}, which is for train.py; here its run "
+            "is named without a flag, so add --set teacher="
+        )
     device = network.fitting(utils.Device.pick(args.device))
     asked, about = load_teachers(args.teachers, network.file, args.val_split, device)
     data = cli.load_data(args)
@@ -103,7 +107,7 @@ def work(args: argparse.Namespace) -> None:
     now = teachers.circumstances(data, args.val_split, augment, recipe, processes, device)
     about["circumstances"] = now
 
-    text = json.dumps(about, indent=2, sort_keys=True) + "\n"
+    text = json.dumps(about, sort_keys=True)
     name = f"{network.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     folder = Path(args.output_dir) / "answers" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,16 +117,22 @@ def work(args: argparse.Namespace) -> None:
     except filelock.Timeout:
         raise InUseError(f"{folder} is in use: another process makes these answers") from None
     with lock:
-        write_file(folder / teachers.NAME, text)
+        there = folder / teachers.NAME
+        views = max(args.views, read_json(there).get("views", 0) if there.is_file() else 0)
+        write_file(there, json.dumps(about | {"views": views}, indent=2) + "\n")
         print(f"Teacher: {about['network']}\nDevice: {device}, {device.dtype}, {how}")
         print(f"Output: {folder}", flush=True)
         options = {"shuffle": True, "seed": teachers.SEED, "workers": processes, "team": ALONE}
         loader = utils.make_loader(images, labels, augment, recipe.batch_size, device, **options)
-        for view in range(1, args.views + 1):
-            title = f"View {view} of {args.views}"
-            if teachers.view_file(folder, view).is_file():
-                print(f"{title}: is there")
-                continue
+        for view in range(1, views + 1):
+            title, file = f"View {view} of {views}", teachers.view_file(folder, view)
+            if file.is_file():
+                try:
+                    teachers.read_view(file)
+                    print(f"{title}: is there")
+                    continue
+                except CheckpointError as error:
+                    print(f"{error}; it is asked for anew")
             start = time.perf_counter()
             utils.seed_everything(teachers.SEED, view)
             loader.sampler.set_epoch(view)
@@ -130,7 +140,7 @@ def work(args: argparse.Namespace) -> None:
             teachers.write_view(folder, view, answers, first)
             seconds = time.perf_counter() - start
             print(f"{title}: {right:.2f} % of the answers are right, {seconds:.1f} s", flush=True)
-    print(f"Learn from them with: --set teacher={folder}")
+    print(f"Learn from them with: --set {shlex.quote(f'teacher={folder}')}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -134,7 +134,9 @@ def changes(settings: dict) -> str:
     keys = [*(flag for flag, given in asked.items() if given), *entries]
     values = {key: settings["recipe"][key] for key in keys if key in settings["recipe"]}
     if "network" in (settings.get("teacher") or {}) and values.pop("teacher", None):
-        values = {"distilled from": settings["teacher"]["network"]} | values
+        teacher = settings["teacher"]
+        views = f" ({teacher['views']} views)" if "views" in teacher else ""
+        values = {"distilled from": teacher["network"] + views} | values
     return "".join(f", {key} {value}" for key, value in values.items())
 
 
@@ -167,7 +169,8 @@ def read_training(folder: Path) -> dict:
     row["short_of"] = figure if ours and figure - row["final"] > MOST_BELOW else None
     # Older runs, without a digest, tell networks of one name apart by their parameters alone.
     same = [row["network"], row["parameters"], settings.get("model_sha256"), row["epochs"]]
-    return row | {"alike": str([*same, recipe_name, sorted(recipe.items())])}
+    same += [recipe_name, sorted(recipe.items()), settings.get("teacher")]
+    return row | {"alike": str(same)}
 
 
 def measured(trainings: Sequence[dict]) -> list[dict]:

@@ -15,14 +15,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
+import numpy as np
 
+import cifar10
 import cli
 import networks
 import recipes
 import utils
 from errors import Error
-from support import flags, model_files
+from support import flags, model_files, teachers, workers
 from tools import findings, studies
 from tools.trials import Search, command_of
 
@@ -53,15 +54,37 @@ def check(args: argparse.Namespace, network: networks.Network, space: Sequence) 
     utils.Device.pick(args.device)
     settings = [{p.key: value} for p in space for value in p.ends]
     found = [recipe_of(args, network, setting) for setting in settings]
-    images = len(cli.load_data(args).train_images)
-    kept, _ = utils.validation_split(images, args.val_split)
+    data = cli.load_data(args)
+    kept, _ = utils.validation_split(len(data.train_images), args.val_split)
     for setting, recipe in zip(settings, found, strict=True):
         given = not args.dry_run or "batch_size" in setting | dict(args.set)
         recipe.fitted(len(kept), given=given)
         model_files.scale_dropout(network.build(), recipe.dropout)
-    device = utils.Device(torch.device("cpu"))
-    for teacher in {recipe.teacher for recipe in found}:
-        networks.load_teacher(teacher, network.file, args.val_split, device)
+    for recipe in found:
+        if recipe.teacher:
+            check_teacher(args, network, recipe, data, kept)
+
+
+def check_teacher(
+    args: argparse.Namespace,
+    network: networks.Network,
+    recipe: recipes.Recipe,
+    data: cifar10.CIFAR10,
+    kept: np.ndarray,
+) -> None:
+    """The recipe's teacher, as train.py will judge it.
+
+    Raises:
+        UsageError: no such teacher, or one of other images.
+    """
+    device, held_out = network.fitting(utils.Device.pick(args.device)), args.val_split
+    recipe = recipe.fitted(len(kept), given=False)
+    teacher, _ = networks.load_teacher(recipe.teacher, network.file, held_out, device)
+    augment = recipe.train_transform(*utils.channel_stats(data.train_images[kept]), args.epochs)
+    processes, _ = workers.choose(augment)
+    sampler = utils.BatchSampler(len(kept), recipe.batch_size, shuffle=True)
+    about = data, held_out, augment, recipe, processes, device
+    teacher.attend(sampler, teachers.circumstances(*about))
 
 
 def work(args: argparse.Namespace) -> None:
