@@ -272,6 +272,18 @@ def test_what_cannot_take_pixels_as_they_are_is_normalised_before(network, sampl
     assert np.abs(found - logits.softmax(dim=1).numpy()).mean() < 0.01
 
 
+def test_a_relu_behind_the_first_convolution_costs_nothing(sample):
+    """Its integers are those from zero up: no step of its own, and no range below zero."""
+    network = Layers(torch.nn.Conv2d(3, 5, 3, padding=1), torch.nn.ReLU()).eval()
+    quantised = to_onnx.quantise(to_onnx.export(network), sample.test_images, *GREY)
+    kinds = [node.op_type for node in quantised.graph.node]
+    assert "Relu" not in kinds
+    place = kinds.index("Conv")
+    assert kinds[place + 1] == "QuantizeLinear"
+    values = {each.name: numpy_helper.to_array(each) for each in quantised.graph.initializer}
+    assert values[quantised.graph.node[place + 1].input[2]] == 0
+
+
 @pytest.mark.parametrize("mean", [(2, 3), (-1, -2)])
 def test_a_mean_over_the_image_is_taken_of_integers(mean, sample):
     network = Layers(torch.nn.Conv2d(3, 5, 3, stride=4), torch.nn.ReLU(), mean=mean).eval()
