@@ -137,7 +137,7 @@ def graphs_of(
     try:
         graphs["int8"] = to_onnx.quantise(
             graphs["float32"], images, *stats, args.calibration, args.reduce_range
-        )  # fmt: skip
+        )
     except to_onnx.ExportError as error:
         missing = str(error)
     return {kind: to_onnx.complete(graph, *stats) for kind, graph in graphs.items()}, missing

@@ -1,8 +1,8 @@
 """Trained networks as ONNX graphs: in float32, and in 8-bit integers with calibrated ranges.
 
-A graph is made in two parts. The network itself, from normalised pixels to logits, is exported by
-PyTorch and quantised by ONNX Runtime; `complete` then puts what surrounds it into the same file,
-from pixels as they are to probabilities, which stays float32 in both.
+The network itself, from normalised pixels to logits, is exported by PyTorch and quantised by ONNX
+Runtime; `complete` then puts what surrounds it into the same file: normalisation, which in integers
+the first convolution does (`tools/first_convolution.py`), and softmax, float32 in both.
 """
 
 import collections
@@ -38,7 +38,6 @@ BATCH = 100  # images, while calibrating
 # 16x16 and 8x8 pixels (ONNX Runtime 1.31, one thread of a Xeon with VNNI); with more it was slower.
 NARROW, WIDE = 8, 128
 FIXED = "its code fixes the number of images in a batch; take it from the tensor's shape"
-
 
 BEFORE = """
 pixels (uint8[N,32,32,3] images) => (float[N,3,32,32] pixels_taken)
