@@ -1,8 +1,8 @@
 """Distillation: a teacher's answers beside the labels, asked for at every step or replayed.
 
-    teacher, about = networks.load_teacher(recipe, ...)     # a Teacher or a Replay; or None
-    teacher.attend(loader.sampler, circumstances(...))      # the batches that it can answer
-    lesson = teacher.begin(loader.sampler)(images, labels)  # once an epoch; once a batch
+    teacher, about = networks.load_teacher(recipe.teacher, ...)  # a Teacher, a Replay, None
+    teacher.attend(loader.sampler, circumstances(...))          # the batches that it can answer
+    lesson = teacher.begin(loader.sampler)(images, labels)      # once an epoch; once a batch
     loss = make_criterion(recipe)(logits, lesson)
 
 A Replay reads what `python -m tools.answers` has stored of a few augmented epochs, and goes through
