@@ -231,9 +231,7 @@ def test_results_and_the_network_s_file_tell_the_runs_accuracy(folder):
     accuracy, epochs = accuracy_of(folders), settings["epochs"]
     named = settings["recipe_name"]
     flags = "" if named == "tuned" else f" --recipe {named}"
-    flags += "".join(
-        f" --set {key}={value}" for key, value in settings["arguments"]["set"]
-    )
+    flags += "".join(f" --set {key}={value}" for key, value in settings["arguments"]["set"])
     choice = choice_of(settings)
     command = f"`python train.py --model {choice} --epochs {epochs} --seed {first}{flags}`"
     if seeds:
