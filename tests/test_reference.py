@@ -274,21 +274,33 @@ def test_published_recipes_here(folder):
 
 
 @pytest.mark.parametrize(
-    "folder",
-    [
-        run
-        for run in RUNS
-        if run.name.startswith("model_") and read(run, "settings.json")["recipe_name"] == "tuned"
-    ],
-    ids=lambda run: run.name,
+    "path", sorted(REFERENCE.glob("search/*/trials.csv")), ids=lambda path: path.parent.name
 )
-def test_recipes_table_of_reference_runs(folder):
-    results, settings = read(folder, "results.json"), read(folder, "settings.json")
-    number, commit = choice_of(settings), settings["git_commit"][:7]
-    figures = f"| {results['train_accuracy']:.2f} | {results['final_accuracy']:.2f} | {commit} |"
-    row = cells("docs/recipes.md", f"{number} | {settings['epochs']} |", holding=figures)
-    recipe = settings["recipe"]
-    assert row[1] == f"{recipe['lr']:g}, {recipe['other_lr']:g}"
+def test_recipes_tell_what_the_searches_found(path):
+    """Mean and deviation of each setting's seeds, and the difference to the first, by seed."""
+    with open(path, newline="") as file:
+        trials = list(csv.DictReader(file))
+    names = list(trials[0])[2 : list(trials[0]).index("seed")]
+    found: dict[tuple, dict] = {}
+    for trial in trials:
+        setting = tuple(float(trial[name]) for name in names)
+        found.setdefault(setting, {})[trial["seed"]] = float(trial["accuracy"])
+    first = next(iter(found))
+    for setting, seeds in found.items():
+        assert len(seeds) == 3
+        changed = [
+            f"--set {name}={value:g}"
+            for name, value, usual in zip(names, setting, first, strict=True)
+            if value != usual
+        ]
+        flags = f"`{' '.join(sorted(changed))}`" if changed else ""
+        row = f"| {flags} | " if flags else "| nothing | | "
+        row += f"{statistics.mean(seeds.values()):.2f} ± {statistics.stdev(seeds.values()):.2f} |"
+        if changed:
+            lost = [seeds[seed] - found[first][seed] for seed in sorted(seeds)]
+            error = statistics.stdev(lost) / len(lost) ** 0.5
+            row += f" {statistics.mean(lost):+.2f} ± {error:.2f} |"
+        assert row in text("docs/recipes.md")
 
 
 @pytest.mark.parametrize("name", FOR_USERS)
