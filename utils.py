@@ -129,10 +129,10 @@ class Device:
     def pick(cls, name: str | None = None) -> "Device":
         """The device of that name; without one the accelerator if there is one, else the CPU.
 
-        With the fastest safe number format: bf16 where native, fp16 on older CUDA, else float32.
-        channels_last is the faster layout on the CPU (docs/speed.md) and the one that PyTorch
-        recommends for tensor cores; other devices, which nobody here could measure, keep the
-        plain defaults.
+        With the fastest safe number format: bf16 where it is native and fast (Intel's, without AMX,
+        has half of float32's rate: docs/speed.md), fp16 on older CUDA, else float32. channels_last
+        is the faster layout on the CPU and the one that PyTorch recommends for tensor cores; other
+        devices, which nobody here could measure, keep the plain defaults.
 
         Raises:
             DeviceError: no such device here.
@@ -152,7 +152,8 @@ class Device:
             return cls(where, torch.bfloat16 if native else torch.float16, torch.channels_last)
         if where.type == "cpu":
             features = torch.cpu.get_capabilities()
-            native = features.get("avx512_bf16") or features.get("amx_bf16")
+            fast = "Intel" not in features.get("cpu_name", "") and features.get("avx512_bf16")
+            native = fast or features.get("amx_bf16")
             return cls(where, torch.bfloat16 if native else torch.float32, torch.channels_last)
         return cls(where)
 

@@ -241,6 +241,21 @@ def test_a_device_that_is_not_there_is_refused():
     assert utils.Device.pick("cpu").where == torch.device("cpu")
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, torch.bfloat16),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, torch.float32),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_the_cpu_computes_in_bf16_only_where_that_is_faster(monkeypatch, capabilities, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert utils.Device.pick("cpu").dtype == dtype
+
+
 # ---------------------------------------------------------------- weights
 
 
