@@ -51,11 +51,19 @@ def check_same_convolution(convolution: nn.Conv2d, faster: nn.Module, size: int)
 
 
 @pytest.mark.parametrize(("size", "stride", "dilation"), [(32, 2, 1), (17, 2, 1), (16, (1, 2), 2)])
-def test_strided_depthwise_is_the_same_convolution(size, stride, dilation):
+def test_strided_depthwise_is_the_same_convolution(size, stride, dilation, monkeypatch):
     convolution = nn.Conv2d(8, 8, 3, stride, dilation, dilation, groups=8, bias=False).double()
     faster = cpu.speed_up(nn.Sequential(copy.deepcopy(convolution)))
     assert type(faster[0]) is cpu.StridedDepthwise
+    strides = []
+    conv2d = F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *a: strides.append(a[3]) or conv2d(*a))
+    with torch.autocast("cpu", torch.bfloat16):  # leaves float64 as it is
+        check_same_convolution(convolution, faster, size)
+    assert 1 in strides
+    strides.clear()
     check_same_convolution(convolution, faster, size)
+    assert 1 not in strides
 
 
 @pytest.mark.parametrize("bias", [False, True])
