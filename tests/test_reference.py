@@ -385,6 +385,21 @@ def test_speeds_in_docs_are_the_bench_s(column):
         assert cells("docs/speed.md", f"{beginning} |")[column] == cell
 
 
+def test_the_speed_without_amx_is_the_bench_s():
+    bench = read(REFERENCE / "bench_model_2_cpu_float32", "bench.json")
+    assert bench["precision"] == "torch.float32"
+    row = cells("docs/speed.md", "model 2 without AMX |")
+    for way, cell in zip(WAYS, row, strict=True):
+        wanted = ranged(bench["images_per_second"][way], ",.0f")
+        if way != "ours":
+            wanted += ", " + ranged(bench["times_faster"][way], ".1f", "x")
+        assert cell == wanted
+    minutes = 70 * 50_000 / bench["images_per_second"]["ours"]["median"] / 60
+    assert f"with AMX (without it, model 2 takes {minutes:.0f})" in " ".join(
+        text("README.md").split()
+    )
+
+
 def minutes_of(number: int, way: str, epochs: int) -> float:
     return epochs * 50_000 / BENCHES[number - 1]["images_per_second"][way]["median"] / 60
 
