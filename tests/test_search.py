@@ -706,7 +706,8 @@ def test_many_workers_take_each_waiting_trial_once(tmp_path):
     """Without BEGIN IMMEDIATE two take the same one, now and then."""
     url = f"sqlite:///{tmp_path}/a.db"
     storage, study = quiet_study(url)
-    studies.fill(study, POINTS)
+    for point in POINTS:
+        study.enqueue_trial(point)
     storage.engine.dispose()
 
     def take(number: int) -> None:
@@ -791,9 +792,32 @@ def test_what_is_given_back_waits_with_its_folder_once(tmp_path):
 
 
 @quiet
+def test_what_is_given_back_is_gone_on_with_before_others_begin(tmp_path):
+    _, study = quiet_study(f"sqlite:///{tmp_path}/a.db")
+    taken = []
+
+    def take() -> int:
+        studies.fill(study, POINTS[:3])
+        trial = study.ask()
+        for name in ("lr", "seed"):
+            trial.suggest_float(name, 0, 20)
+        taken.append(trial.params)
+        return trial.number
+
+    studies.give_back(study, take())
+    for _ in range(3):
+        take()
+    first, second, third = ({key: float(n) for key, n in each.items()} for each in POINTS[:3])
+    assert taken == [first, first, second, third]
+    studies.fill(study, POINTS[:3])
+    assert {each.state.name for each in study.get_trials()} == {"FAIL", "RUNNING"}
+
+
+@quiet
 def test_a_worker_that_died_before_its_first_sign_of_life_is_noticed(tmp_path, monkeypatch):
     _, study = quiet_study(f"sqlite:///{tmp_path}/a.db")
-    studies.fill(study, POINTS[:2])
+    for point in POINTS[:2]:
+        study.enqueue_trial(point)
     study.ask()
     alive = study.ask()
     alive.set_user_attr("taken", alive.number)

@@ -367,11 +367,16 @@ def finished(trials: Sequence["FrozenTrial"]) -> list["FrozenTrial"]:
 
 
 def fill(study: "Study", points: Sequence[dict]) -> None:
-    """Enqueues the points of a grid that nothing living stands for."""
-    there = {point(trial) for trial in living(study.get_trials(deepcopy=False))}
-    for each in points:
-        if tuple(sorted(each.items())) not in there:
-            study.enqueue_trial(each)
+    """Enqueues the first point of a grid that nothing living stands for, unless a trial waits.
+
+    One at a time, since Optuna takes the trials that wait in the order of their numbers: one that
+    was interrupted waits under a new number, and is to be gone on with before others begin.
+    """
+    trials = living(study.get_trials(deepcopy=False))
+    there = {point(trial) for trial in trials}
+    missing = [each for each in points if tuple(sorted(each.items())) not in there]
+    if missing and not any(trial.state.name == "WAITING" for trial in trials):
+        study.enqueue_trial(missing[0])
 
 
 def superfluous(study: "Study", number: int, points: Sequence[dict], most: int | None) -> bool:
