@@ -129,7 +129,7 @@ class Device:
     def pick(cls, name: str | None = None) -> "Device":
         """The device of that name; without one the accelerator if there is one, else the CPU.
 
-        With the fastest safe number format: bf16 where it is native and fast (Intel's, without AMX,
+        With the fastest safe number format: bf16 where it is native and fast (without AMX, Intel's
         has half of float32's rate: docs/speed.md), fp16 on older CUDA, else float32. channels_last
         is the faster layout on the CPU and the one that PyTorch recommends for tensor cores; other
         devices, which nobody here could measure, keep the plain defaults.
