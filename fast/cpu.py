@@ -50,8 +50,8 @@ class StridedDepthwise(nn.Conv2d):
     """A depthwise convolution with stride, computed at every place and then thinned out.
 
     oneDNN's backward pass is many times slower with stride 2 than without (bf16, PyTorch 2.14);
-    `python -m tools.bench --model 3 --parts` tells what the detour is worth. In float32 it is not,
-    and the detour only costs.
+    `python -m tools.bench --model 3 --parts` tells what the detour is worth. In float32 it is not
+    slower, and the detour gains nothing.
     """
 
     def forward(self, x: Tensor) -> Tensor:
