@@ -1,10 +1,10 @@
 """C1C2C3C4, 92,394 parameters: four blocks of plain convolutions, one of them separable.
 
     python baselines/c1c2c3c4.py                            # print the summary table
-    python train.py --model baselines/c1c2c3c4.py
+    python train.py --model baselines/c1c2c3c4.py --epochs 69
 
-Measured, test set, seed 0, one core of an AMD EPYC beside another training:
-81.96 % after 10 epochs (9 min).
+Measured, test set, seed 0, one core of an Intel Xeon without AMX beside another training:
+89.81 % after 69 epochs (60 min), with --recipe ours --set dropout=0, which RECIPE now is.
 
 Published: 85.13 % at epoch 69. Its authors' constraints: no max pooling, a receptive field above
 44, one depthwise separable and one dilated convolution, global average pooling, under 200,000
@@ -32,7 +32,9 @@ parameters, 85 %.
 import torch
 from torch import Tensor, nn
 
-# What it was published with is not known; optimizer, rates and schedule are those of model 2.
+# What it was published with is not known; this is the recipe of model 2, without the dropout: with
+# it the network, trained for 8 epochs, was right on 80.58 % of 5,000 held-out training images,
+# without it on 84.92 % (seed 0; docs/recipes.md).
 RECIPE = {
     "optimizer": "muon",
     "lr": 0.06,
@@ -41,10 +43,12 @@ RECIPE = {
     "schedule": "onecycle",
     "warmup": 0.2,
     "batch_size": 256,
-    "augment": 0.4,
-    "augment_epochs": 69,
+    "dropout": 0.0,  # times the 0.1 of its layers
+    "transform": "crop_cutout",
+    "augment": 0.28,
+    "augment_epochs": 70,
     "target_accuracy": 85.0,
-    "target_epochs": 69,
+    "target_epochs": 70,
 }
 
 
