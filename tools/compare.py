@@ -243,7 +243,7 @@ def comparison(rows: Sequence[dict], note: str = "") -> bytes:
     def columns(rows: Sequence[dict]) -> list[list]:
         return [[row[key] or 0 for row in rows] for key in ("parameters", "final", "final_std")]
 
-    axes = _axes((11, 6.5), "Test accuracy against the size of the network", "parameters", note)
+    axes = _axes((14, 9), "Test accuracy against the size of the network", "parameters", note)
     label = "Pareto front: nothing smaller is more accurate"
     sizes, finals, _ = columns(pareto(rows))
     axes.step(sizes, finals, "--", where="post", color=plots.MARK, alpha=0.7, label=label)
@@ -253,7 +253,7 @@ def comparison(rows: Sequence[dict], note: str = "") -> bytes:
     axes.errorbar(*columns(reports), fmt="s", capsize=3, **look)
     axes.errorbar(*columns(own), fmt="o", capsize=3, color=plots.TRAIN, label="measured here")
     sizes, finals, _ = columns(rows)
-    axes.set(xlim=(min(sizes) / 3.2, max(sizes) * 4), ymargin=0.1)  # room for the names
+    axes.set(xlim=(min(sizes) / 6, max(sizes) * 4), ymargin=0.1)  # room for the names
     axes.figure.legend(loc="outside upper center", ncols=3)
     axes.figure.draw_without_rendering()  # settles the layout, so that places can be compared
     points = axes.transData.transform(list(zip(sizes, finals, strict=True)))
@@ -263,8 +263,9 @@ def comparison(rows: Sequence[dict], note: str = "") -> bytes:
         name, point = "{network}{changes}, {epochs} epochs", (row["parameters"], row["final"])
         look = {"size": 8, "zorder": 3, "bbox": {"fc": "w", "ec": "none", "alpha": 0.8, "pad": 0.5}}
         text = axes.annotate(name.format(**row), point, (0, 0), textcoords="offset points", **look)
+        text.set_in_layout(False)  # else a name that leaves the axes would move them, and all names
         ways = [(7, 5), (7, -5), (-7, 5), (-7, -5)][:: -1 if row in reports else 1]
-        for x, y in [*ways, *((x, 3 * y) for x, y in ways)]:
+        for x, y in [(x, away * y) for away in (1, 3, 5, 7) for x, y in ways]:
             text.set(position=(x, y), ha=("right", "left")[x > 0], va=("top", "bottom")[y > 0])
             box = text.get_window_extent()
             if box.count_overlaps(taken) == 0 and axes.bbox.containsx(box.x0):
