@@ -126,6 +126,9 @@ def imagined_gpu() -> Iterator[utils.Device]:
     What mixes it with the CPU raises RuntimeError, as on a real one. Networks are built before and
     moved inside. There is no backward pass, for autograd asks the driver, and nothing can be read.
     """
+    # The first backward pass of a process counts its devices; were this one among them, no process
+    # forked later could make one.
+    torch.zeros((), requires_grad=True).backward()
     rand, randn = torch.rand, torch.randn
 
     def drawn(

@@ -1,5 +1,9 @@
 """The count of launched operations: by hand, between the CPU and the imagined GPU, and held."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +17,7 @@ from support import launches
 from support.launches import Launches, imagined_gpu
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
 
 
 def count(function, *arguments: object) -> int:
@@ -173,3 +178,20 @@ def test_nothing_of_an_imagined_gpu_stays():
     assert torch.rand(2, generator=generator).tolist()
     assert batched.per_channel((1.0, 2.0, 3.0), torch.float32, CPU).tolist()
     assert batched.per_channel.cache_info().currsize == 1
+
+
+def test_processes_forked_after_an_imagined_gpu_train():
+    """In a process of its own, whose first backward pass comes after it."""
+    code = (
+        "import os, torch\n"
+        "from support.launches import imagined_gpu\n"
+        "with imagined_gpu():\n"
+        "    pass\n"
+        "backward = torch.ones(3, requires_grad=True).sum().backward\n"
+        "backward(retain_graph=True)\n"
+        "if number := os.fork():\n"
+        "    status = os.waitpid(number, 0)[1]\n"
+        "    raise SystemExit(os.waitstatus_to_exitcode(status))\n"
+        "backward()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
