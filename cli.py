@@ -98,16 +98,16 @@ def whole_number(lowest: int, highest: int | None = None) -> Callable[[str], int
     return parse
 
 
-def real_number(positive: bool) -> Callable[[str], float]:
-    """A parser of numbers up to LARGEST, above 0 (positive) or from 0 up."""
-    allowed = f"a number {'above 0' if positive else 'from 0 up'}, {LARGEST:g} at most"
+def real_number(positive: bool, highest: float = LARGEST) -> Callable[[str], float]:
+    """A parser of numbers up to the highest, above 0 (positive) or from 0 up."""
+    allowed = f"a number {'above 0' if positive else 'from 0 up'}, {highest:g} at most"
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not 0 <= value <= LARGEST or (positive and value == 0):
+        if not 0 <= value <= highest or (positive and value == 0):
             raise argparse.ArgumentTypeError(f"{text!r:.60} is not {allowed}")
         return value
 

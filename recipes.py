@@ -41,10 +41,10 @@ class Recipe:
     batch_size: Count
     target_accuracy: Annotated[float, Field(gt=0, le=100)]  # percent ...
     target_epochs: Count  # ... within so many epochs
-    momentum: Share = 0.9  # of sgd
+    momentum: Share = 0.9  # of sgd, also of what muon leaves to it
     other_lr: Positive = 0.06  # with muon: the peak of what sgd trains
     muon_momentum: Share = 0.6
-    nesterov: bool = True  # of sgd
+    nesterov: bool = True  # of sgd; with muon always
     warmup: Share = 0.3  # share of onecycle's steps on the way up
     div_factor: Annotated[float, Field(ge=1, le=LARGEST)] = 25.0  # onecycle begins at lr / this
     final_lr: FromZero = 0.0  # where cosine ends
@@ -142,7 +142,7 @@ def make_optimizer(
 def make_scheduler(
     optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """The recipe's schedule over exactly `steps` optimizer steps; it ends at zero (nearly)."""
+    """The recipe's schedule over exactly `steps` steps; onecycle ends at zero (nearly)."""
     if recipe.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, recipe.final_lr)
     return torch.optim.lr_scheduler.OneCycleLR(

@@ -9,7 +9,6 @@ in a folder it holds the lock file in it, so that no second one goes on with the
 """
 
 import contextlib
-import csv
 import io
 import json
 import os
@@ -142,11 +141,7 @@ class Run:
 
     def write_csv(self, name: str, rows: list[dict]) -> Path:
         """Writes rows of the same keys, the keys as header."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return self.write(name, text.getvalue())
+        return self.write(name, files.as_csv(rows))
 
     def save_checkpoint(self, name: str, checkpoint: dict) -> Path:
         """Writes tensors, numbers, strings, lists and dicts for `torch.load(weights_only=True)`."""

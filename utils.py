@@ -79,7 +79,7 @@ def train_transform(
     crop = A.PadIfNeeded(40, 40, border_mode=cv2.BORDER_REFLECT_101), A.RandomCrop(32, 32)
     steps = {
         "standard": [flip, affine, hole],  # model 3
-        "crop_cutout": [*crop, flip, hole],  # models 1 and 2, and the ResNet
+        "crop_cutout": [*crop, flip, hole],  # models 1 and 2, most baselines
         "crop_affine_jitter": [flip, affine, hole, jitter, *crop],  # CifarNet
     }
     return _pipeline(mean, std, *steps[name])
@@ -234,7 +234,7 @@ class BatchSampler(Sampler):
 
     def __len__(self) -> int:
         alone = self.size % self.batch_size == 1 and self.batch_size < self.size
-        return math.ceil(self.size / self.batch_size) - (alone and self.batch_size > 1)
+        return math.ceil(self.size / self.batch_size) - alone
 
     def draw(self) -> tuple[list[np.ndarray], list[int]]:
         """The indices of each of the epoch's batches, int64 (N,), and a seed for each."""

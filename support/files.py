@@ -1,5 +1,6 @@
 """Files that are there whole or not at all: written aside and renamed, checked when read."""
 
+import csv
 import io
 import json
 import os
@@ -26,6 +27,15 @@ def stored_path(path: str | Path) -> str:
     """
     path = Path(path).resolve()
     return path.relative_to(HERE).as_posix() if path.is_relative_to(HERE) else str(path)
+
+
+def as_csv(rows: list[dict]) -> str:
+    """Rows of the same keys as CSV, the keys as header."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def write_file(path: Path, content: str | bytes) -> Path:

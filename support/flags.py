@@ -21,6 +21,7 @@ from support.files import HERE, stored_path
 FREE_ON_RESUME = ("resume", "model", "device", "data_dir", "output_dir", "download_timeout")
 # Flags that runs of older versions do not have; they did what the default does.
 LATER = {"no_test"}
+LONGEST_WAIT = 86_400  # seconds; operating systems take no waits of any length
 
 
 def parser() -> cli.ArgumentParser:
@@ -78,7 +79,7 @@ def parser() -> cli.ArgumentParser:
     add("--no-test", action="store_true", help="with --val-split: the test set is not read at all")
     add(
         "--download-timeout",
-        type=cli.real_number(positive=False),
+        type=cli.real_number(positive=False, highest=LONGEST_WAIT),
         default=60.0,
         metavar="SECONDS",
         help="how long a download may crawl before the next source is tried (60; 0 = for ever)",
@@ -213,12 +214,13 @@ def _as_flag(name: str, value: object) -> list[str]:
 
 
 def recipe_entry(text: str) -> tuple[str, object]:
-    """KEY=VALUE as a key of the recipe and a number or a word; a teacher's path from HERE."""
+    """KEY=VALUE as a key of the recipe and a number or a word; a teacher as its path from HERE."""
     key, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r:.60} is not KEY=VALUE")
     if key == "teacher" and value:
-        return key, stored_path(value if os.path.exists(value) else HERE / value)
+        places = value, HERE / value, networks.REFERENCE / value
+        return key, stored_path(next(filter(os.path.exists, places), HERE / value))
     try:
         with warnings.catch_warnings(action="ignore"):  # of what only resembles Python
             return key, ast.literal_eval(value)

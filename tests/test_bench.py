@@ -468,7 +468,7 @@ def test_an_interruption_ends_all_processes(number, status, net, tmp_path, capsy
     [
         (["--model", "9"], "'9' is neither"),
         (["--device", "tpu"], "no device 'tpu'"),
-        (["--images", "10"], "'10' is not a whole number from 256 up"),
+        (["--images", "10"], "'10' is not a whole number from 256 to 1000000"),
         (["--repetitions", "0"], "'0' is not a whole number from 1 to 100"),
     ],
 )
@@ -731,6 +731,14 @@ def test_minutes_says_in_the_picture_whose_seconds_they_are(folders, capsys, mon
             "no epoch in it",
         ),
         (
+            lambda f: (f / "fast" / "log.csv").write_text("test_acc,train_seconds\n90,0\n"),
+            "an epoch of no time",
+        ),
+        (
+            lambda f: (f / "slow" / "log.csv").write_text("test_acc\n" + "9" * 200_000),
+            "field larger than field limit",
+        ),
+        (
             lambda f: (f / "bench.json").write_text("{}"),
             "bench.json cannot be read: there is no 'images_per_second' in it",
         ),
@@ -739,7 +747,8 @@ def test_minutes_says_in_the_picture_whose_seconds_they_are(folders, capsys, mon
 )
 def test_minutes_of_bad_files_get_one_clear_line(break_it, message, folders, capsys):
     break_it(folders)
-    arguments = [folders / "slow", folders / "fast", "--bench", folders / "bench.json"]
+    bench = ["--bench", folders / "bench.json", "--bench-for", "usual"]
+    arguments = [folders / "slow", folders / "fast", *bench]
     status, _, error = call_main(
         minutes.main, capsys, [*arguments, "--output", folders / "minutes.png"]
     )

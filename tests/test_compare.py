@@ -226,7 +226,7 @@ def test_folders_without_runs_are_refused(capsys, tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
         status, _, error = call(capsys, folder)
         assert status == 2
-        assert f"{folder} holds no finished training" in error
+        assert f"{folder} holds no finished training on the test set" in error
         assert error.count("\n") == 1
 
 

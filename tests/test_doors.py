@@ -122,7 +122,7 @@ LIMITS = {
         "--seed": SEED,
         "--workers": (0, 256),
         "--val-split": (1, None),
-        "--download-timeout": FROM_ZERO,
+        "--download-timeout": ("0", "86400"),
     },
     "tools.answers": {
         "--views": (1, 9999),
@@ -133,10 +133,10 @@ LIMITS = {
         "--seed": SEED,
         "--workers": (0, 256),
         "--val-split": (1, None),
-        "--download-timeout": FROM_ZERO,
+        "--download-timeout": ("0", "86400"),
     },
     "tools.export": {"--calibration-images": (1, 5000)},
-    "tools.bench": {"--images": (256, None), "--repetitions": (1, 100)},
+    "tools.bench": {"--images": (256, 1_000_000), "--repetitions": (1, 100)},
     "tools.find_lr": {
         "--low": ABOVE_ZERO,
         "--high": ABOVE_ZERO,

@@ -141,7 +141,7 @@ def test_answers_are_of_float32_on_a_device_that_computes_with_less(run, sample,
     trained = evaluate.networks.load_trained(run)
     dtypes = []
     trained.network.conv1[0].register_forward_hook(lambda *each: dtypes.append(each[2].dtype))
-    args = SimpleNamespace(device=None, data_dir="data")
+    args = SimpleNamespace(device=None, data_dir="data", dry_run=False)
     images, labels = sample.test_images[:50], sample.test_labels[:50]
     found = evaluate.answers_of(trained, images, labels, args)
     exact = answers(run, images, *OWN).log_softmax(dim=1).numpy()
@@ -188,6 +188,26 @@ def test_bare_weights_need_the_network_and_take_the_stats_of_the_training_set(
     pixels = sample.train_images.reshape(-1, 3) / 255
     logits = answers(run, sample.test_images, pixels.mean(axis=0), pixels.std(axis=0))
     assert f"({hits(logits, sample.test_labels)} of 200)" in out
+
+
+def test_bare_weights_in_a_dry_run_need_no_network(run, sample, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10, "load_cifar10", lambda *_: pytest.fail("CIFAR-10 was fetched"))
+    monkeypatch.setattr(evaluate, "draw", lambda *_: {})
+    (run / "settings.json").unlink()
+    status, out, error = call(
+        evaluate, capsys, run / "weights.pt", "--model", "2", "--device", "cpu", "--dry-run",
+        "--output-dir", tmp_path / "out",
+    )  # fmt: skip
+    assert status == 0, error
+    pixels = sample.train_images.reshape(-1, 3) / 255
+    logits = answers(run, sample.test_images, pixels.mean(axis=0), pixels.std(axis=0))
+    assert f"({hits(logits, sample.test_labels)} of 200)" in out
+
+
+def test_own_pictures_were_held_out_by_no_run(run, capsys, tmp_path):
+    status, _, error = call(evaluate, capsys, run, "--images", tmp_path, "--split", "val")
+    assert status == 2
+    assert "--images are pictures of your own; leave out --split" in error
 
 
 def test_figures_by_hand():

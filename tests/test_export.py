@@ -420,6 +420,9 @@ def test_what_a_run_held_out_is_evaluated(sample, capsys, tmp_path):
     right = 100 * (answers(run, images).argmax(axis=1) == labels).mean()
     assert re.search(rf"float32 .* {right:.2f} %", out)
     assert "300 sample images" in out
+    found = json.loads((only(tmp_path / "out") / "export.json").read_text())
+    quantised = found["networks"]["small"]["results"]["int8"]["quantised"]
+    assert quantised["training_images"] == 700
     # The file knows it too.
     file = only(tmp_path / "out") / "small.onnx"
     line = (file, "--split", "val", "--dry-run", "--output-dir", tmp_path / "more")

@@ -97,6 +97,21 @@ def test_all_groups_rates_rise_in_proportion(sample):
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.02, 0.04, 0.04])
 
 
+def test_gradients_are_clipped_as_in_training(sample):
+    """Plain gradient descent on a steep bowl: no step is longer than the rate times the limit."""
+    rates = np.full(20, 0.001)
+    ends = []
+    for limit in (0.0, 0.5):
+        model = Slope()
+        start = [parameter.detach().clone() for parameter in model.parameters()]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        find_lr.range_test(model, optimizer, loader(sample), bowl(40.0), rates, FULL, limit)
+        moved = zip(model.parameters(), start, strict=True)
+        ends.append(sum((now - then).square().sum().item() for now, then in moved) ** 0.5)
+    assert ends[1] == pytest.approx(20 * 0.001 * 0.5, rel=1e-4)
+    assert ends[0] > 2 * ends[1]
+
+
 def test_a_loss_that_never_falls_has_no_suggestion():
     rows = np.array([(0.1 * step, 1.0 + step, 10.0) for step in range(1, 40)])
     with pytest.raises(find_lr.cli.UsageError, match="the loss never fell"):

@@ -222,6 +222,18 @@ def test_a_network_is_distilled_from_another_run_s(capsys, tmp_path):
     assert f"{tmp_path}/nobody is not there; give a run's folder" in error
 
 
+def test_a_teacher_of_this_repository_is_known_by_its_name(monkeypatch, tmp_path):
+    """But what lies in the folder of the user, or of the repository, comes first."""
+    monkeypatch.chdir(tmp_path)
+    theirs = "output/reference/model_1"
+    assert flags.recipe_entry("teacher=model_1") == ("teacher", theirs)
+    assert flags.recipe_entry(f"teacher={theirs}") == ("teacher", theirs)
+    assert flags.recipe_entry("teacher=tests") == ("teacher", "tests")
+    assert flags.recipe_entry("teacher=nobody") == ("teacher", "nobody")
+    (tmp_path / "model_1").mkdir()
+    assert flags.recipe_entry("teacher=model_1") == ("teacher", str(tmp_path / "model_1"))
+
+
 # ---------------------------------------------------------------- questions
 
 

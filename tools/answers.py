@@ -147,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = flags.parser()
     parser.prog, parser.description = "tools.answers", __doc__.splitlines()[0]
+    parser.epilog = "It takes the student's flags; --seed and --no-test change no answers."
     add = parser.add_argument
     add("teachers", nargs="+", metavar="RUN", help="a run's folder, or a name of output/reference")
     views = cli.whole_number(1, 9999)

@@ -261,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--model", default="2", help="1, 2, 3 or a model file (2)")
     add("--device", help="cuda, mps or cpu (default: the first of these that is there)")
-    count = cli.whole_number(FEWEST_IMAGES)
+    count = cli.whole_number(FEWEST_IMAGES, 1_000_000)  # 3 GB
     add("--images", type=count, default=50_000, help="in an epoch (50000)")
     add("--repetitions", type=cli.whole_number(1, 100), default=3, help="of each figure (3)")
     add("--parts", action="store_true", help="measure what each part of ours is worth, too")

@@ -32,7 +32,6 @@ import runs
 from support import settings as stored
 from support.files import HERE, read_json
 
-REFERENCE = HERE / "output" / "reference"
 # Class name to what load_network takes, and the authors' own report, by their logs: percent, after
 # how many epochs, and the epoch of 85 %. Of C1C2C3C4 and DilatedCNN the best epoch is reported.
 PUBLISHED = {
@@ -49,7 +48,7 @@ NETWORKS = {name: choice for name, (choice, *_) in PUBLISHED.items()}
 # its start, which says nothing of its network, and left out of the pictures: so far a recipe lacks
 # 1.4 at most by itself (model 2 after 10 of 70 epochs), ResNet after 2 of 24 epochs lacks 50.
 MOST_BELOW = 5.0
-# What --recipe was, in other words: a baseline's own RECIPE is mostly its published one.
+# What --recipe was, in other words: a baseline's own RECIPE is its published one where known.
 SOURCES = {"tuned": "the file's RECIPE", "ours": "model 2's RECIPE", "published": "PUBLISHED"}
 # A row's keys, as in compare.csv, to title and format in the table; a value not known is None.
 COLUMNS = {
@@ -119,7 +118,10 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
         said = [(path, stored.read(path)) for path in finished]
         here = [path for path, s in said if not s.get("dry_run") and not s.get("val_split")]
         if not here:
-            raise cli.UsageError(f"{folder} holds no finished training (settings and results)")
+            raise cli.UsageError(
+                f"{folder} holds no finished training on the test set (dry runs and runs with "
+                "--val-split are left out)"
+            )
         found += here
     return found
 
@@ -312,7 +314,7 @@ def progress(trainings: Sequence[dict], reports: Sequence[dict], note: str = "")
 
 def work(args: argparse.Namespace) -> None:
     """Reads the runs, then writes the tables and the pictures into a folder of their own."""
-    trainings = [read_training(folder) for folder in find_runs(args.runs or [REFERENCE])]
+    trainings = [read_training(folder) for folder in find_runs(args.runs or [networks.REFERENCE])]
     shown = [training for training in trainings if training["short_of"] is None]
     text = "{network} after {epochs} epochs ({final:.2f} %, published {short_of:.2f} %)"
     names = [text.format(**training) for training in trainings if training not in shown]

@@ -62,6 +62,8 @@ def split_of(data: cifar10.CIFAR10, split: str, trained: networks.Trained | Expo
 def images_of(args: argparse.Namespace, trained: networks.Trained | Exported) -> tuple:
     """What is evaluated, as `split_of`; or the user's own pictures."""
     if args.images is not None:
+        if args.split != "test":
+            raise cli.UsageError("--images are pictures of your own; leave out --split")
         return f"pictures of {args.images}", *pictures.read_folder(args.images)
     return split_of(cli.load_data(args), args.split, trained)
 
@@ -73,11 +75,12 @@ def stats_of(trained: networks.Trained, data: cifar10.CIFAR10) -> tuple[utils.RG
     return utils.channel_stats(data.train_images)
 
 
-def transform_of(trained: networks.Trained, data_dir: str) -> object:
-    """The test transform with the stats of the run, or else of all training images."""
+def transform_of(trained: networks.Trained, data_dir: str, dry_run: bool = False) -> object:
+    """The test transform with the stats of the run, or else of all training images there are."""
     if trained.transform is not None:
         return trained.transform
-    return utils.test_transform(*stats_of(trained, cifar10.load_cifar10(data_dir)))
+    data = cifar10.load_sample() if dry_run else cifar10.load_cifar10(data_dir)
+    return utils.test_transform(*stats_of(trained, data))
 
 
 def load(weights: str | Path, model: str | None) -> networks.Trained | Exported:
@@ -109,7 +112,7 @@ def answers_of(
         probabilities = trained(images, title)
         return np.log(probabilities.clip(np.finfo(np.float32).tiny, 1))
     device = trained.source.fitting(utils.Device.pick(args.device)).exact
-    transform = transform_of(trained, args.data_dir)
+    transform = transform_of(trained, args.data_dir, args.dry_run)
     loader = utils.make_loader(images, labels, transform, utils.TEST_BATCH, device)
     network = trained.network.to(device.where, memory_format=device.layout)
     logits = utils.evaluate(network, loader, device, title).logits
@@ -212,7 +215,7 @@ def evaluate(args: argparse.Namespace) -> None:
     look = explain.GradCam(trained, utils.Device.pick(args.device)) if args.explain else None
     name, images, labels = images_of(args, trained)
     if not isinstance(trained, Exported):
-        trained = trained._replace(transform=transform_of(trained, args.data_dir))
+        trained = trained._replace(transform=transform_of(trained, args.data_dir, args.dry_run))
     title = f"{trained.name}, {name}"
     answers = answers_of(trained, images, labels, args)
     results = {"weights": str(trained.file), "of": name, **figures(answers, labels)}

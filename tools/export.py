@@ -179,7 +179,7 @@ def export_one(
     }
     calibration = {
         "method": args.calibration,
-        "training_images": min(args.calibration_images, len(data.train_images)),
+        "training_images": len(calibration_images(trained, data, args.calibration_images)),
         "reduce_range": args.reduce_range,
     }
     contents, results = {}, {"PyTorch": {"accuracy": accuracy_of(wanted, labels)}}

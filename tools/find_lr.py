@@ -40,10 +40,12 @@ def range_test(
     criterion: Callable[[Tensor, Tensor], Tensor],
     rates: np.ndarray,
     device: utils.Device,
+    clip_norm: float = 0.0,
 ) -> np.ndarray:
     """Trains the model, a step for each of the learning rates, float (steps,).
 
     They are the first group's; those of other groups (Muon has several) rise in proportion.
+    Gradients are shortened as by `utils.train`.
     Ends early once the smoothed loss is DIVERGED times its lowest, or no number any more.
 
     Returns:
@@ -70,6 +72,9 @@ def range_test(
             group["lr"] = rate * share
         optimizer.zero_grad()
         scaler.scale(loss).backward()
+        if clip_norm:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         scaler.step(optimizer)
         scaler.update()
     return np.array(rows).reshape(-1, 3)
@@ -132,9 +137,9 @@ def find(args: argparse.Namespace) -> None:
     optimizer = recipes.make_optimizer(model, recipe, device.dtype)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     rates = SHAPES[args.shape](args.low, args.high, args.steps)
-    rows = range_test(model, optimizer, loader, criterion, rates, device)
+    rows = range_test(model, optimizer, loader, criterion, rates, device, recipe.clip_norm)
     best, last = suggestion(rows), rows[-1, 0]
-    title = f"{network.build.__name__}, {recipe.optimizer}, batch {recipe.batch_size}"
+    title = f"{network.build.__name__}, {recipe.optimizer}, batch {size}"
     with runs.Run.create(args.output_dir, f"find_lr-{network.name}") as run:
         names = ("lr", "loss", "accuracy")
         run.write_csv("find_lr.csv", [dict(zip(names, row, strict=True)) for row in rows.tolist()])

@@ -1,7 +1,5 @@
 """What tools.search found: the table, what of it chance could have done, CSV and pictures."""
 
-import csv
-import io
 import itertools
 import math
 import statistics
@@ -15,7 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from scipy import stats
 
 import plots
-from support.files import write_file
+from support.files import as_csv, write_file
 from support.history import duration
 from tools.studies import Parameter, counted, label, living, point, short
 
@@ -313,14 +311,6 @@ def epochs_picture(trials: Sequence["FrozenTrial"], settings: Sequence[dict]) ->
 # ---------------------------------------------------------------- all of it
 
 
-def _csv(rows: Sequence[dict]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def _trial_row(trial: "FrozenTrial", keys: Sequence[str]) -> dict:
     epochs = sorted(trial.intermediate_values.items())
     return {
@@ -349,7 +339,7 @@ def write(
         text = f"{grid_table(rows)}\n\n{verdict(rows)}"
         plain = [row["setting"] | {k: row[k] for k in row if k not in ("setting", "by_seed")}
                  for row in rows]  # fmt: skip
-        files["results.csv"] = _csv(plain)
+        files["results.csv"] = as_csv(plain)
     else:
         text = tune_table(trials)
     shares = importance(study, space)
@@ -358,7 +348,7 @@ def write(
     elif ended:
         files["importance.png"] = importance_picture(shares, len(ended))
     if trials:
-        files["trials.csv"] = _csv([_trial_row(t, [p.key for p in space]) for t in trials])
+        files["trials.csv"] = as_csv([_trial_row(t, [p.key for p in space]) for t in trials])
     if ended:
         files["parameters.png"] = parameters_picture(space, trials)
         files["epochs.png"] = epochs_picture(trials, settings)

@@ -38,7 +38,9 @@ def read_curve(folder: Path, way: str, bench: Path | None) -> tuple[list[float],
             path = bench
             speed = json.loads(path.read_text())["images_per_second"][way]["median"]
             seconds = [50_000 / speed] * len(rows)
-    except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+        if not min(seconds) > 0:
+            raise ValueError("an epoch of no time")
+    except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError, csv.Error) as error:
         reason = f"there is no {error} in it" if isinstance(error, KeyError) else error
         raise cli.UsageError(f"{path} cannot be read: {reason}") from None
     return [total / 60 for total in accumulate(seconds)], accuracies

@@ -291,8 +291,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Checks what the transforms do; exit status 1 if a check fails.",
     )
     help = "a training transform, by the name that recipes know it by (default: all of these)"
-    parser.add_argument("--transform", choices=list(RATES), help=help)
-    cli.add_data_flags(parser)
+    add = parser.add_argument
+    add("--transform", choices=list(RATES), help=help)
+    add("--data-dir", default="data", help="where CIFAR-10 lies or is put (data)")
+    add("--dry-run", action="store_true", help="on the images in data/sample, without network")
     return cli.run(parser, work, arguments)
 
 
