@@ -50,6 +50,7 @@ SAMPLE_SHA256 = {
     "test_labels": "242a3d1b2f7adc5e64052fd3ba2c34e76076ca96c05bf63335104b3711eeab2f",
 }
 CACHE = "cifar10.npz"
+STALL_SECONDS = 60.0
 BATCHES = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
 ARCHIVE_URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
@@ -77,7 +78,7 @@ class CIFAR10(NamedTuple):
 
 def load_cifar10(
     root: str | Path = "data",
-    stall_seconds: float = 60.0,
+    stall_seconds: float = STALL_SECONDS,
     announce: Callable[[str], None] = print,
 ) -> CIFAR10:
     """The 50,000 training and 10,000 test images, from the first source that verifies.

@@ -9,7 +9,7 @@ import torch
 
 import cifar10
 from errors import Error, UsageError
-from parallel import first_to_tell
+from parallel import INTERRUPTED, first_to_tell
 from support import process
 
 MOST_EPOCHS, LARGEST = 10_000, 1e15  # of flags: far above all sense
@@ -29,16 +29,16 @@ def run(
 ) -> int:
     """Parses the arguments and does the work; returns the exit status, which the work may choose.
 
-    0: done. 1: it could not be done. 2: something else has to be asked for. 130 and the like: a
-    signal. Errors are one line on standard error; a traceback is a fault of this repository.
+    0: done. 1: it failed. 2: the request has to be changed. 128 + n: ended by signal n. Errors are
+    one line on standard error; a traceback is a bug of this repository.
     """
     program = parser.prog
     with process.steady():
         try:
             return work(parser.parse_args(arguments)) or 0
         except KeyboardInterrupt as error:
-            if first_to_tell("interrupted"):
-                print(f"\n{program}: interrupted", file=sys.stderr)
+            if first_to_tell(INTERRUPTED):
+                print(f"\n{program}: {INTERRUPTED}", file=sys.stderr)
             return getattr(error, "status", 130)
         except (Error, OSError) as error:
             reason, status = str(error), getattr(error, "status", 1)
@@ -128,7 +128,8 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 def load_data(args: argparse.Namespace) -> cifar10.CIFAR10:
     """CIFAR-10, or its sample in a dry run."""
     if not args.dry_run:
-        return cifar10.load_cifar10(args.data_dir, getattr(args, "download_timeout", 60.0))
+        seconds = getattr(args, "download_timeout", cifar10.STALL_SECONDS)
+        return cifar10.load_cifar10(args.data_dir, seconds)
     data = cifar10.load_sample()
     print(f"Dry run: {len(data.train_images)} training and {len(data.test_images)} test images")
     return data

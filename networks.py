@@ -51,15 +51,15 @@ class Network(NamedTuple):
         return replace(device, layout=torch.contiguous_format) if self.only_contiguous else device
 
 
-def prepare(network: nn.Module, device: Device, recipe: Recipe | None = None) -> nn.Module:
-    """The same network on the device, sped up on the CPU, with the recipe's dropout."""
-    network = network.to(device.where, memory_format=device.layout)
+def prepare(model: nn.Module, device: Device, recipe: Recipe | None = None) -> nn.Module:
+    """The same model, changed in place: on the device, sped up on the CPU, the recipe's dropout."""
+    model = model.to(device.where, memory_format=device.layout)
     if device.where.type == "cpu":
         cpu.keep_freed_memory()
-        cpu.speed_up(network)
+        cpu.speed_up(model)
     if recipe is not None:
-        model_files.scale_dropout(network, recipe.dropout)
-    return network
+        model_files.scale_dropout(model, recipe.dropout)
+    return model
 
 
 # ---------------------------------------------------------------- model files

@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from errors import Error, UsageError
 
 MISSING = "another process of this training has ended, or does not answer"
+INTERRUPTED = "interrupted"  # how cli.run tells of a signal
 PATIENCE = timedelta(minutes=10)  # with a process that does not answer, as NCCL's own
 
 
@@ -275,7 +276,7 @@ def first_to_tell(line: str) -> bool:
             return True
         told = "told/" + (store.get("attempt").decode() if store.check(["attempt"]) else "")
         before = store.add(told, 1) - 1
-        if line.startswith((MISSING, "interrupted")):
+        if line.startswith((MISSING, INTERRUPTED)):
             return not before
         return store.add(f"{told}/{line}", 1) == 1
     return True

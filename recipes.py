@@ -19,7 +19,7 @@ from fast.batched import A
 from fast.muon import Muon
 from support.damage import hardened
 
-LARGEST = 1e15  # of any number in a recipe: far above all sense; squared, float32 still holds it
+LARGEST = 1e15  # no sensible value is near it, and its square still fits into float32
 Positive = Annotated[float, Field(gt=0, le=LARGEST)]
 FromZero = Annotated[float, Field(ge=0, le=LARGEST)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -52,7 +52,7 @@ class Recipe:
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     teacher: str = ""  # folder of a run, or of tools.answers: distilled from that network
     teacher_weight: Annotated[float, Field(gt=0, le=1)] = 0.8  # its share in the loss
-    teacher_temperature: Positive = 1.0  # its answers are softened by
+    teacher_temperature: Positive = 1.0  # of both softmaxes; above 1: softer
     dropout: FromZero = 1.0  # factor on the probabilities of the network's dropout layers
     transform: Literal[tuple(utils.TRANSFORMS)] = "standard"
     augment: Annotated[float, Field(ge=0, le=1)] = 0.5  # probability of the transform's steps ...
@@ -76,13 +76,13 @@ class Recipe:
         except ValidationError as error:
             raise ValueError(first_of(error)) from None
 
-    def fitted(self, images: int, given: bool) -> "Recipe":
-        """With batches that so many images fill; smaller ones only where none were given.
+    def fitted(self, images: int, shrink: bool) -> "Recipe":
+        """With a batch that is no larger than the training set.
 
         Raises:
-            UsageError: there are fewer images than the given batch has.
+            UsageError: it is larger, and may not `shrink`.
         """
-        if given and self.batch_size > images:
+        if self.batch_size > images and not shrink:
             raise UsageError(
                 f"the batch size {self.batch_size} is above the number of training images; give "
                 f"--batch-size a number from 1 to {images}"
@@ -90,12 +90,10 @@ class Recipe:
         return replace(self, batch_size=min(self.batch_size, images))
 
     def augmentation(self, epochs: int) -> float:
-        """The `probability` that the transform is built with, in a run of so many epochs.
+        """The `probability` of utils.train_transform, in a run of so many epochs.
 
-        Of the hole, with "crop_cutout"; of Affine and the hole, each, with "standard"; see
-        utils.TRANSFORMS. Short runs never come to overfit; there, augmentation only hides the
-        images. So it grows with the square root of the epochs, up to `augment` at
-        `augment_epochs`.
+        Short runs never come to overfit; there, augmentation only hides the images. So it grows
+        with the square root of the epochs, up to `augment` at `augment_epochs`.
         """
         return self.augment * min(1.0, math.sqrt(epochs / self.augment_epochs))
 
@@ -125,8 +123,8 @@ def make_optimizer(
         )
     r = recipe
     if r.optimizer == "muon":
-        rates = (r.lr, r.other_lr, r.muon_momentum, r.momentum)
-        return Muon(model, *rates, weight_decay=r.weight_decay, dtype=dtype)
+        momenta = {"momentum": r.muon_momentum, "other_momentum": r.momentum}
+        return Muon(model, r.lr, r.other_lr, **momenta, weight_decay=r.weight_decay, dtype=dtype)
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": r.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

@@ -23,9 +23,10 @@ from torch import nn
 from errors import Error, UsageError
 from parallel import ALONE, Team
 from support import files
+from support import settings as run_settings
 from support.files import CheckpointError, load_weights, read_checkpoint, read_json, write_file
 from support.history import History
-from support.settings import NAME, InUseError, RunError, as_known_now, read
+from support.settings import NAME, InUseError, RunError
 
 
 class StorageError(Error, OSError):
@@ -35,8 +36,8 @@ class StorageError(Error, OSError):
 class Run:
     """A run's folder, open for writing until the end of a `with`.
 
-    One that does not write belongs to a process beside the one that does.
-    Where `resume_command` is given, an error that ends the `with` is told with it: how to go on.
+    Under torchrun the first process writes; with `writes` False the others' methods do nothing.
+    Once `resume_command` is set, what interrupts the `with` is reported together with it.
     """
 
     SETTINGS, RESULTS, LOG, LOCK, PAGE = NAME, "results.json", "train.log", ".lock", "report.html"
@@ -178,7 +179,7 @@ def unfinished(folder: str, output_dir: str | Path) -> tuple[Path, dict]:
         RunError: there is none, it is finished, or another process trains it.
     """
     if folder:
-        settings = read(Path(folder))
+        settings = run_settings.read(Path(folder))
         Run.reopen(Path(folder)).close()
         return Path(folder), settings
     for newest in sorted(Path(output_dir).glob("[0-9]*-[0-9]*-*"), reverse=True):
@@ -197,7 +198,7 @@ class State:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     history: History
-    steps: int  # an epoch
+    steps_per_epoch: int
     about: dict  # what else a checkpoint tells: network, recipe, seed, mean, std
 
     def save(self, run: Run) -> None:
@@ -228,13 +229,14 @@ class State:
             CheckpointError: damaged, of another network, or no checkpoint of such a run.
             OSError: it cannot be read, or the rest not be written.
         """
-        path, self.history.rows = run.folder / "last.pt", []
+        path = run.folder / "last.pt"
+        self.history.rows = []  # an epoch that is not in last.pt is done again
         checkpoint = team.once(lambda: read_checkpoint(path) if path.is_file() else None)
         if checkpoint is None:
             return False
         load_weights(self.model, path, checkpoint)
         try:
-            stored = checkpoint | {"recipe": as_known_now(checkpoint["recipe"])}
+            stored = checkpoint | {"recipe": run_settings.with_defaults(checkpoint["recipe"])}
             others = [key for key, value in self.about.items() if stored[key] != value]
             if others:
                 raise ValueError(f"its {others[0]} is another")
@@ -246,7 +248,7 @@ class State:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             files.check_state(self.optimizer)
             self.scheduler.load_state_dict(checkpoint["scheduler"])
-            if self.scheduler.last_epoch != len(rows) * self.steps:  # it counts steps
+            if self.scheduler.last_epoch != len(rows) * self.steps_per_epoch:  # it counts steps
                 raise ValueError(f"a schedule at step {self.scheduler.last_epoch}")
             if dict(checkpoint["scaler"]) and self.scaler.is_enabled():  # else on another device
                 self.scaler.load_state_dict(checkpoint["scaler"])

@@ -46,9 +46,9 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
         UsageError, cifar10.DataError, OSError: nothing could be trained or written.
         DivergedError, KeyboardInterrupt: stopped; the finished epochs are reported first.
     """
-    # 1. What is trained, and how: asked for, unless flags or the run to go on with say it.
+    # 1. What is trained, and how: from the flags, the run that is resumed, or the user's answers.
     folder, before = None, {}
-    if again := team.once(parallel.remembered, runs.Run.SETTINGS):  # torchrun's next attempt
+    if again := team.once(parallel.remembered, runs.Run.SETTINGS):  # torchrun restarted us
         if runs.is_finished(again):
             return
         args.resume = str(again)
@@ -70,20 +70,19 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
         kept, out = utils.validation_split(len(images), args.val_split)
         reported = ("val", images[out], labels[out])
         images, labels = images[kept], labels[kept]
-    given = args.batch_size is not None or "batch_size" in dict(args.set)
-    recipe = recipe.fitted(len(images), given=not args.dry_run or given)
+    recipe = recipe.fitted(len(images), shrink=flags.batch_may_shrink(args))
     mean, std = utils.channel_stats(images)
     augment = recipe.train_transform(mean, std, args.epochs)
     plain = utils.test_transform(mean, std)
-    # Without processes batches are made on the device.
-    processes, how = workers.choose(augment, args.loader, args.workers)
-    options = {"shuffle": True, "seed": args.seed, "workers": processes, "team": team}
+    # None: whole batches are augmented on the device; a number: image by image in worker processes.
+    num_workers, how = workers.choose(augment, args.loader, args.workers)
+    options = {"shuffle": True, "seed": args.seed, "workers": num_workers, "team": team}
     loader = utils.make_loader(images, labels, augment, recipe.batch_size, device, **options)
 
     # 3. The model, and what moves it: teacher, criterion, optimizer, schedule.
     teacher, taught_by = networks.load_teacher(recipe.teacher, network.file, args.val_split, device)
-    if taught_by is not None:
-        here = data, args.val_split, augment, recipe, processes, device, team
+    if teacher is not None:  # stored answers belong to their batches: the sampler gets their seed
+        here = data, args.val_split, augment, recipe, num_workers, device, team
         teacher.attend(loader.sampler, teachers.circumstances(*here))
     utils.seed_everything(args.seed)
     model = network.build()
@@ -96,7 +95,7 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
     scaler = torch.amp.GradScaler(device.where.type, enabled=device.dtype == torch.float16)
     torch.backends.cudnn.benchmark = True  # every batch but the last has the same shape
     ours = network.file.parent in model_files.OUR_FOLDERS  # others the user has to name himself
-    trained_model = team.wrap(model, device.where, uses_all=ours)
+    wrapped_model = team.wrap(model, device.where, uses_all=ours)
 
     def evaluate(split: str, images: np.ndarray, labels: np.ndarray) -> utils.Evaluation:
         turns = team.turns(len(images), utils.TEST_BATCH)
@@ -117,8 +116,8 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
         "recipe_name": args.recipe,
         "teacher": taught_by,
         "augmentation": recipe.augmentation(args.epochs),
-        "loader": "batched" if processes is None else "albumentations",
-        "workers": processes or 0,
+        "loader": "batched" if num_workers is None else "albumentations",
+        "workers": num_workers or 0,
         "val_split": args.val_split,
         "dry_run": args.dry_run,
         "device": str(device),
@@ -161,24 +160,26 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
                 utils.seed_everything(args.seed, epoch, team.rank)
                 loader.sampler.set_epoch(epoch)
                 started = time.perf_counter()
-                trained = utils.train(
-                    trained_model, loader, criterion, optimizer, scheduler, scaler, device,
+                metrics = utils.train(
+                    wrapped_model, loader, criterion, optimizer, scheduler, scaler, device,
                     recipe.clip_norm, teacher and teacher.begin(loader.sampler),
                 )  # fmt: skip
-                middle = time.perf_counter()
+                trained = time.perf_counter()
                 evaluation = evaluate(*reported)
-                seconds = middle - started, time.perf_counter() - middle
-                history.add(scheduler.get_last_lr()[0], trained, evaluation, seconds)
+                seconds = trained - started, time.perf_counter() - trained
+                history.add(scheduler.get_last_lr()[0], metrics, evaluation, seconds)
                 state.save(run)
             evaluated = reported if args.no_test else test_set
             if evaluation is None or evaluated is not reported:
                 evaluation = evaluate(*evaluated)
         except (KeyboardInterrupt, RuntimeError) as error:
+            # Other processes may be gone; then `team`, in evaluate() too, is this one alone.
             (team, stopped), evaluated = team.after(error), reported
-            any_epoch, done = state.restore(run, team), len(history.rows)
+            state.restore(run, team)  # history.rows, too: back to the last whole epoch
+            done = len(history.rows)
             where = f"epoch {done + 1}" if done < args.epochs else "the last evaluation"
             run.log(f"Stopped in {where}: {str(stopped) or 'Ctrl-C'}")
-            if not any_epoch:
+            if not done:
                 raise stopped from None
             evaluation = evaluate(*reported)
 

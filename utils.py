@@ -77,7 +77,7 @@ def train_transform(
     )
     jitter = A.ColorJitter((0.8, 1.2), (0.8, 1.2), (0.8, 1.2), (-0.02, 0.02), p=probability)
     crop = A.PadIfNeeded(40, 40, border_mode=cv2.BORDER_REFLECT_101), A.RandomCrop(32, 32)
-    steps = {
+    steps = {  # a new one needs its name in TRANSFORMS, too
         "standard": [flip, affine, hole],  # model 3
         "crop_cutout": [*crop, flip, hole],  # models 1 and 2, most baselines
         "crop_affine_jitter": [flip, affine, hole, jitter, *crop],  # CifarNet
@@ -85,7 +85,7 @@ def train_transform(
     return _pipeline(mean, std, *steps[name])
 
 
-# By the name that a recipe's `transform` gives: a function of mean, std and probability.
+# What a recipe's `transform` may name; each is a function of mean, std and probability.
 TRANSFORMS: dict[str, Callable[..., A.Compose]] = {
     name: functools.partial(train_transform, name=name)
     for name in ("standard", "crop_cutout", "crop_affine_jitter")
@@ -182,14 +182,25 @@ class Device:
         return str(self.where)
 
 
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Float32 convolutions in float32: on newer GPUs cuDNN rounds to TF32 unless told."""
+    convolutions = torch.backends.cudnn.conv
+    before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
+
+
 def seed_everything(seed: int, epoch: int = 0, rank: int = 0) -> None:
     """Seeds Python, NumPy and torch, for the first weights (epoch 0) and anew for every epoch.
 
     So what an epoch draws (dropout) follows from (seed, epoch), as the loaders' draws do, and a run
     goes on as if it had never stopped. Processes that share a batch differ by their rank.
     """
-    entropy = (seed, epoch, rank) if rank else (seed, epoch)
-    state = int(np.random.SeedSequence(entropy).generate_state(1)[0]) if epoch else seed
+    mixed = np.random.SeedSequence((seed, epoch, rank)).generate_state(1)[0]
+    state = int(mixed) if epoch else seed
     random.seed(state)
     np.random.seed(state)  # noqa: NPY002  (a model file of somebody's own may draw from it)
     torch.manual_seed(state)
@@ -226,7 +237,7 @@ class BatchSampler(Sampler):
         self.size, self.batch_size = size, batch_size
         self.shuffle, self.seed, self.team = shuffle, seed, team
         self.epoch = 0
-        self.views = 0  # so many epochs differ, and come again and again; 0: all differ
+        self.views = 0  # the epochs repeat after so many (a teacher's stored views); 0: never
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch that the next iteration draws (as torch's DistributedSampler does)."""
@@ -327,22 +338,22 @@ def train(
             the labels are the targets.
 
     Returns:
-        Metrics as the images came by, so augmented, in train mode, with the weights of that moment.
+        Means over the epoch's steps: augmented images, train mode, each step's own weights.
 
     Raises:
         DivergedError: the loss became NaN or infinite.
     """
     model.train()
-    sampler, images = loader.sampler, len(loader.dataset)
-    with Meter("train", images // sampler.team.size, device.where, sampler.team) as meter:
-        for (images, labels), (_, weight) in zip(loader, sampler.shares(), strict=True):
+    team, shares = loader.sampler.team, loader.sampler.shares()
+    with Meter("train", len(loader.dataset) // team.size, device.where, team) as meter:
+        for (images, labels), (_, weight) in zip(loader, shares, strict=True):
             images, labels = device.take(images, labels)
             optimizer.zero_grad()
             with device.autocast():
                 logits = model(images)
             targets = labels if teacher is None else teacher(images, labels)
             loss = criterion(logits.float(), targets)
-            scaler.scale(loss * weight).backward()
+            scaler.scale(loss * weight).backward()  # weight: 1 without torchrun (Team.share)
             if clip_norm:
                 scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
@@ -350,7 +361,7 @@ def train(
             scaler.update()
             scheduler.step()
             meter.update(loss.detach(), logits.detach(), labels)
-        sampler.team.agree(model)
+        team.agree(model)  # on BatchNorm's running statistics
         return meter.read()
 
 
@@ -367,12 +378,13 @@ def evaluate(
     """
     model.eval()
     all_logits, all_labels = [], []
-    with device.exact.autocast():
+    with device.exact.autocast(), without_tf32():
         for images, labels in progress(loader, title, team):
             images, labels = device.take(images, labels)
             all_logits.append(model(images).float())
             all_labels.append(labels)
     all_logits, all_labels = team.gather(all_logits), team.gather(all_labels)
+    # Batch by batch, in order, on the CPU: the same to the last bit for any number of processes.
     with Meter(title, sum(map(len, all_labels)), torch.device("cpu")) as meter:
         for logits, labels in zip(all_logits, all_labels, strict=True):
             meter.update(F.cross_entropy(logits, labels), logits, labels)

@@ -126,7 +126,8 @@ class GlobalPool(nn.AdaptiveAvgPool2d):
 def speed_up(model: nn.Module) -> nn.Module:
     """Gives layers that are slow on the CPU the faster forms above; returns the same model.
 
-    Parameters, names and what is computed stay the same (dropout: in distribution).
+    A layer's class is exchanged in place, so its parameters and name stay, and what it computes
+    (dropout: in distribution).
     """
     for module in model.modules():
         if type(module) is nn.Dropout:

@@ -63,7 +63,7 @@ def _stacks(
         first = filters[0]
         shape = (len(filters) * len(first), *first.shape[1:])
         layout = torch.contiguous_format if first.is_contiguous() else torch.channels_last
-        exact = dtype is None or len(first) == channel_groups  # single rows, which need little
+        exact = dtype is None or len(first) == channel_groups  # single rows are only normalised
         options = {"dtype": first.dtype if exact else dtype, "device": first.device}
         bank = torch.empty(shape, memory_format=layout, **options)
         places += bank.split(len(first))
@@ -161,6 +161,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_copy_(step_places, updates)
         for matrices, step in zip(stacks, steps, strict=True):
             matrices.sub_(orthogonalize(step), alpha=group["lr"])
+        # Back to the fixed norm: rows of length 1 on average.
         norms = [matrices.norm(dim=(1, 2), keepdim=True) for matrices in stacks]
         torch._foreach_add_(norms, EPSILON)
         torch._foreach_div_(norms, [matrices.shape[1] ** 0.5 for matrices in stacks])

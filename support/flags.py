@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+import cifar10
 import cli
 import networks
 import parallel
@@ -80,7 +81,7 @@ def parser() -> cli.ArgumentParser:
     add(
         "--download-timeout",
         type=cli.real_number(positive=False, highest=LONGEST_WAIT),
-        default=60.0,
+        default=cifar10.STALL_SECONDS,
         metavar="SECONDS",
         help="how long a download may crawl before the next source is tried (60; 0 = for ever)",
     )
@@ -145,6 +146,11 @@ def recipe_of(args: argparse.Namespace, network: networks.Network) -> Recipe:
         return replace(recipe, teacher=teacher)
     except ValueError as error:
         raise UsageError(f"recipe: {error}") from None
+
+
+def batch_may_shrink(args: argparse.Namespace) -> bool:
+    """Whether few images may shrink the batch: in a dry run, unless a flag gives its size."""
+    return args.dry_run and args.batch_size is None and "batch_size" not in dict(args.set)
 
 
 def differences(recipe: Recipe) -> dict[str, object]:

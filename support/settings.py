@@ -77,8 +77,8 @@ def validated(path: Path, values: dict, model: type[BaseModel]) -> dict:
     return values
 
 
-def as_known_now(recipe: dict) -> dict:
-    """A recipe that an older version stored, which knew fewer keys: those do nothing by default."""
+def with_defaults(recipe: dict) -> dict:
+    """A stored recipe; keys that its older version did not know yet get their defaults."""
     return DEFAULTS | recipe
 
 
@@ -91,7 +91,7 @@ def refuse_changes(folder: Path, before: dict, now: dict) -> None:
     for key in SETTLED:
         old, new = before.get(key), json.loads(json.dumps(now[key]))
         if key == "recipe" and isinstance(old, dict):
-            old = as_known_now(old)
+            old = with_defaults(old)
         if old == new:
             continue
         what = ""

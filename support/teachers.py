@@ -110,7 +110,7 @@ def circumstances(
     held_out: int | None,
     transform: A.Compose,
     recipe: Recipe,
-    processes: int | None,
+    workers: int | None,
     device: Device,
     team: Team = ALONE,
 ) -> dict:
@@ -119,7 +119,7 @@ def circumstances(
     Albumentations' loader draws for each of a team's processes anew, the batched one on the device,
     where a GPU draws other numbers than a CPU.
     """
-    batched = processes is None
+    batched = workers is None
     about = {
         "data_sha256": cifar10.digests(data),
         "val_split": held_out,

@@ -327,6 +327,34 @@ class OneWeight(nn.Module):
         return torch.stack([self.weight * x, torch.zeros_like(x)], dim=1)
 
 
+@pytest.fixture(params=["tf32", "ieee"])
+def convolutions(request):
+    """What cuDNN takes float32 for, which is the process's own setting: TF32 unless told."""
+    kept = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = request.param
+    yield request.param
+    torch.backends.cudnn.conv.fp32_precision = kept
+
+
+def test_convolutions_are_evaluated_in_float32_and_not_in_tf32(convolutions):
+    """And the setting is as before afterwards, also after an error."""
+    seen = []
+
+    class Watching(OneWeight):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.backends.cudnn.conv.fp32_precision)
+            if len(seen) == 3:
+                raise ZeroDivisionError
+            return super().forward(images)
+
+    utils.evaluate(Watching(1.0), grey_loader(2), FULL)
+    assert seen == ["ieee"] * 2
+    assert torch.backends.cudnn.conv.fp32_precision == convolutions
+    with pytest.raises(ZeroDivisionError):
+        utils.evaluate(Watching(1.0), grey_loader(2), FULL)
+    assert torch.backends.cudnn.conv.fp32_precision == convolutions
+
+
 LEVELS = [0, 51, 102, 153, 255]  # x = 0, 0.2, 0.4, 0.6, 1
 LABELS = [1, 0, 1, 0, 1]
 

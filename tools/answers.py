@@ -100,11 +100,10 @@ def work(args: argparse.Namespace) -> None:
     if args.val_split is not None:
         kept, _ = utils.validation_split(len(images), args.val_split)
         images, labels = images[kept], labels[kept]
-    given = args.batch_size is not None or "batch_size" in dict(args.set)
-    recipe = recipe.fitted(len(images), given=not args.dry_run or given)
+    recipe = recipe.fitted(len(images), shrink=flags.batch_may_shrink(args))
     augment = recipe.train_transform(*utils.channel_stats(images), args.epochs)
-    processes, how = workers.choose(augment, args.loader, args.workers)
-    now = teachers.circumstances(data, args.val_split, augment, recipe, processes, device)
+    num_workers, how = workers.choose(augment, args.loader, args.workers)
+    now = teachers.circumstances(data, args.val_split, augment, recipe, num_workers, device)
     about["circumstances"] = now
 
     text = json.dumps(about, sort_keys=True)
@@ -122,7 +121,7 @@ def work(args: argparse.Namespace) -> None:
         write_file(there, json.dumps(about | {"views": views}, indent=2) + "\n")
         print(f"Teacher: {about['network']}\nDevice: {device}, {device.dtype}, {how}")
         print(f"Output: {folder}", flush=True)
-        options = {"shuffle": True, "seed": teachers.SEED, "workers": processes, "team": ALONE}
+        options = {"shuffle": True, "seed": teachers.SEED, "workers": num_workers, "team": ALONE}
         loader = utils.make_loader(images, labels, augment, recipe.batch_size, device, **options)
         for view in range(1, views + 1):
             title, file = f"View {view} of {views}", teachers.view_file(folder, view)

@@ -57,8 +57,8 @@ def check(args: argparse.Namespace, network: networks.Network, space: Sequence) 
     data = cli.load_data(args)
     kept, _ = utils.validation_split(len(data.train_images), args.val_split)
     for setting, recipe in zip(settings, found, strict=True):
-        given = not args.dry_run or "batch_size" in setting | dict(args.set)
-        recipe.fitted(len(kept), given=given)
+        shrink = args.dry_run and "batch_size" not in setting | dict(args.set)
+        recipe.fitted(len(kept), shrink=shrink)
         model_files.scale_dropout(network.build(), recipe.dropout)
     for recipe in found:
         if recipe.teacher:
@@ -78,12 +78,12 @@ def check_teacher(
         UsageError: no such teacher, or one of other images.
     """
     device, held_out = network.fitting(utils.Device.pick(args.device)), args.val_split
-    recipe = recipe.fitted(len(kept), given=False)
+    recipe = recipe.fitted(len(kept), shrink=True)
     teacher, _ = networks.load_teacher(recipe.teacher, network.file, held_out, device)
     augment = recipe.train_transform(*utils.channel_stats(data.train_images[kept]), args.epochs)
-    processes, _ = workers.choose(augment)
+    num_workers, _ = workers.choose(augment)
     sampler = utils.BatchSampler(len(kept), recipe.batch_size, shuffle=True)
-    about = data, held_out, augment, recipe, processes, device
+    about = data, held_out, augment, recipe, num_workers, device
     teacher.attend(sampler, teachers.circumstances(*about))
 
 
