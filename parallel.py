@@ -240,22 +240,27 @@ def _meet(own: int, size: int, store: dist.TCPStore) -> dist.Store:
     return dist.PrefixStore(name, store)
 
 
-def device_index(kind: str, devices: int) -> int | None:
+def device_index(asked: torch.device, devices: int) -> int | None:
     """Which of this machine's devices is this process's; CUDA takes it for the default.
 
     None where no other process shares the machine: then any may be asked for.
 
     Raises:
-        UsageError: there are more processes here than devices.
+        UsageError: there are more processes here than devices, or all are to share one.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if processes > devices:
         raise UsageError(
-            f"torchrun started {processes} processes on a machine of {devices} {kind} devices; "
-            f"give it --nproc-per-node {devices}, or train.py --device cpu"
+            f"torchrun started {processes} processes on a machine of {devices} {asked.type} "
+            f"devices; give it --nproc-per-node {devices}, or train.py --device cpu"
         )
     if processes == 1:
         return None
+    if asked.index is not None:
+        raise UsageError(
+            f"each of torchrun's {processes} processes has a device of its own here; instead of "
+            f"{asked} give {asked.type}, and CUDA_VISIBLE_DEVICES to torchrun"
+        )
     index = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
         torch.cuda.set_device(index)  # else each process would reserve memory on the first, too

@@ -145,7 +145,7 @@ class Device:
         if name is not None and name not in present:
             raise DeviceError(f"no device {name!r} here; this machine has: {', '.join(present)}")
         where = torch.device(name or present[0])
-        if where.type == "cuda" and (index := device_index("cuda", count)) is not None:
+        if where.type == "cuda" and (index := device_index(where, count)) is not None:
             where = torch.device("cuda", index)
         if where.type == "cuda":
             native = torch.cuda.is_bf16_supported(including_emulation=False)

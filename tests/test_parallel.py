@@ -421,15 +421,19 @@ def test_who_waits_in_vain_says_so(tmp_path, monkeypatch):
 
 
 def test_more_processes_than_devices_are_refused(monkeypatch):
+    cuda = torch.device("cuda")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert parallel.device_index("cuda", 4) == 3
+    assert parallel.device_index(cuda, 4) == 3
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert parallel.device_index("cuda", 4) == 0
+    assert parallel.device_index(cuda, 4) == 0
     with pytest.raises(UsageError, match="4 processes on a machine of 2 cuda devices; give it"):
-        parallel.device_index("cuda", 2)
+        parallel.device_index(cuda, 2)
+    with pytest.raises(UsageError, match="instead of cuda:1 give cuda, and CUDA_VISIBLE_DEVICES"):
+        parallel.device_index(torch.device("cuda:1"), 4)
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    assert parallel.device_index("cuda", 2) is None  # alone: as --device says
+    for device in (cuda, torch.device("cuda:1")):  # alone: as --device says
+        assert parallel.device_index(device, 2) is None
 
 
 # ---------------------------------------------------------------- torchrun itself
