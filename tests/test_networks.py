@@ -1,5 +1,6 @@
 """Model files of all kinds, and whose weights are whose."""
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -415,6 +416,7 @@ def test_tools_take_an_augmentation_without_a_batched_form(capsys, tmp_path, mon
     count, line = workers.choose(rotated((0.5,) * 3, (0.2,) * 3), workers=3)
     assert count == 3
     assert "because there is no batched form of Rotate" in line
+    gc.collect()  # ends the worker processes, which the end of all tests would wait for
 
 
 # ---------------------------------------------------------------- whose weights are whose
