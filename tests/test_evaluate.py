@@ -174,34 +174,20 @@ def test_weights_that_answer_with_no_number_are_one_line(run, capsys):
 
 
 def test_bare_weights_need_the_network_and_take_the_stats_of_the_training_set(
-    run, sample, capsys, tmp_path, no_figures
+    run, sample, capsys, tmp_path, monkeypatch, no_figures
 ):
     (run / "settings.json").unlink()
     status, _, error = call(evaluate, capsys, run / "weights.pt")
     assert status == 2
     assert "nothing beside" in error
-    status, out, error = call(
-        evaluate, capsys, run / "weights.pt", "--model", "2", "--device", "cpu",
-        "--output-dir", tmp_path / "out",
-    )  # fmt: skip
-    assert status == 0, error
     pixels = sample.train_images.reshape(-1, 3) / 255
     logits = answers(run, sample.test_images, pixels.mean(axis=0), pixels.std(axis=0))
-    assert f"({hits(logits, sample.test_labels)} of 200)" in out
-
-
-def test_bare_weights_in_a_dry_run_need_no_network(run, sample, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar10, "load_cifar10", lambda *_: pytest.fail("CIFAR-10 was fetched"))
-    monkeypatch.setattr(evaluate, "draw", lambda *_: {})
-    (run / "settings.json").unlink()
-    status, out, error = call(
-        evaluate, capsys, run / "weights.pt", "--model", "2", "--device", "cpu", "--dry-run",
-        "--output-dir", tmp_path / "out",
-    )  # fmt: skip
-    assert status == 0, error
-    pixels = sample.train_images.reshape(-1, 3) / 255
-    logits = answers(run, sample.test_images, pixels.mean(axis=0), pixels.std(axis=0))
-    assert f"({hits(logits, sample.test_labels)} of 200)" in out
+    arguments = run / "weights.pt", "--model", "2", "--device", "cpu", "--output-dir"
+    for dry in ((), ("--dry-run",)):
+        status, out, error = call(evaluate, capsys, *arguments, tmp_path / "out", *dry)
+        assert status == 0, error
+        assert f"({hits(logits, sample.test_labels)} of 200)" in out
+        monkeypatch.setattr(cifar10, "load_cifar10", lambda *_: pytest.fail("in a dry run"))
 
 
 def test_own_pictures_were_held_out_by_no_run(run, capsys, tmp_path):
