@@ -141,7 +141,7 @@ def test_answers_are_of_float32_on_a_device_that_computes_with_less(run, sample,
     trained = evaluate.networks.load_trained(run)
     dtypes = []
     trained.network.conv1[0].register_forward_hook(lambda *each: dtypes.append(each[2].dtype))
-    args = SimpleNamespace(device=None, data_dir="data", dry_run=False)
+    args = SimpleNamespace(device=None)
     images, labels = sample.test_images[:50], sample.test_labels[:50]
     found = evaluate.answers_of(trained, images, labels, args)
     exact = answers(run, images, *OWN).log_softmax(dim=1).numpy()

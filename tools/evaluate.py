@@ -112,8 +112,7 @@ def answers_of(
         probabilities = trained(images, title)
         return np.log(probabilities.clip(np.finfo(np.float32).tiny, 1))
     device = trained.source.fitting(utils.Device.pick(args.device)).exact
-    transform = transform_of(trained, args.data_dir, args.dry_run)
-    loader = utils.make_loader(images, labels, transform, utils.TEST_BATCH, device)
+    loader = utils.make_loader(images, labels, trained.transform, utils.TEST_BATCH, device)
     network = trained.network.to(device.where, memory_format=device.layout)
     logits = utils.evaluate(network, loader, device, title).logits
     return logits.log_softmax(dim=1).clamp(max=0).numpy()
