@@ -99,6 +99,20 @@ def test_seeds_are_one_row_and_what_is_no_training_on_the_test_set_is_left_out(
     assert set(drawn) == {"comparison", "progress"}
 
 
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        ({"network": "A and B"}, "A and B"),
+        ({"network": "A and B", "views": 20}, "A and B (20 views)"),
+        ({"network": "A and B and B", "views": 20}, "3 networks (20 views)"),
+    ],
+)
+def test_many_teachers_are_counted(teacher, said):
+    command = "python train.py --model 2 --set teacher=x"
+    settings = {"command": command, "teacher": teacher, "recipe": {"teacher": "x"}}
+    assert compare.changes(settings) == f", distilled from {said}"
+
+
 def change_results(folder, **values: object) -> None:
     file = folder / "results.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | values))

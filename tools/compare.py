@@ -138,7 +138,9 @@ def changes(settings: dict) -> str:
     if "network" in (settings.get("teacher") or {}) and values.pop("teacher", None):
         teacher = settings["teacher"]
         views = f" ({teacher['views']} views)" if "views" in teacher else ""
-        values = {"distilled from": teacher["network"] + views} | values
+        several = teacher["network"].count(" and ") + 1
+        taught_by = teacher["network"] if several < 3 else f"{several} networks"
+        values = {"distilled from": taught_by + views} | values
     return "".join(f", {key} {value}" for key, value in values.items())
 
 
