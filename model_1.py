@@ -36,8 +36,8 @@ from torch import Tensor, nn
 # Muon makes the most of few epochs, and works best with a high rate for BatchNorm and the linear
 # layer. Label smoothing counters the over-confidence that two million weights allow. The random
 # crop is model 2's, where it won the trials of 20 epochs on held-out images; the hole comes twice
-# as often as there, for ten times the weights. How rates and batch size were found, and what was
-# not tried: docs/recipes.md.
+# as often as there, for ten times the weights. Rates and batch size are model 2's. What was tried,
+# and what was not: docs/recipes.md.
 RECIPE = {
     "optimizer": "muon",  # orthogonalised steps on the convolutions, SGD on the rest
     "lr": 0.06,  # the schedule's peak, of the convolutions

@@ -73,8 +73,8 @@ def test_a_small_step_counted_by_hand():
     assert count(step) == labels + forward + loss + backward + fused_optimizer
 
 
-# Augmentation, optimizer, and all together, of a step of 256 images; before batches were augmented
-# and filters orthogonalised together it took 717, 626 and 1,176 operations.
+# Augmentation, optimizer, and all together, of a step of 256 images, at most; docs/speed.md says
+# how many there were before batches were augmented and filters orthogonalised together.
 MOST = {"1": (8, 160, 300), "2": (8, 135, 260), "3": (13, 120, 330)}
 
 

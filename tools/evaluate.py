@@ -9,8 +9,8 @@
     python -m tools.evaluate RUN --images FOLDER                   # FOLDER/class/*.png|jpg
     python -m tools.evaluate RUN --explain                         # also where it looks
 
-All in float32; what --tta finds stands apart. Pictures, the classification report and
-evaluation.json go to a folder of their own in --output-dir.
+All in float32, but for an int8 .onnx file; what --tta finds stands apart. Pictures, the
+classification report and evaluation.json go to a folder of their own in --output-dir.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Pages of runs that have none, or older ones: report.html in each, index.html beside them.
 
-python -m tools.report                              # every run in output/
-python -m tools.report output/reference/model_2     # one run, finished or not
+    python -m tools.report                              # every run in output/
+    python -m tools.report output/reference/model_2     # one run, finished or not
 """
 
 import argparse
