@@ -2,6 +2,8 @@
 
     python -m tools.report                              # every run in output/
     python -m tools.report output/reference/model_2     # one run, finished or not
+
+A folder that holds no run, or a damaged one, is told of in a line after the others are written.
 """
 
 import argparse
