@@ -3,8 +3,8 @@
     python baselines/resnet.py                              # print the summary table
     python train.py --model baselines/resnet.py --epochs 24
 
-Measured, test set, seed 0, one core of an AMD EPYC beside another training:
-41.56 % after 2 epochs (21 min).
+Measured, test set, seed 0, two cores of an Intel Xeon without AMX, with `--recipe ours --set
+augment=0.5 --set augment_epochs=24 --set other_lr=0.02`: 93.82 % after 24 epochs (202 min).
 
 Published: 92.22 % at epoch 24.
 

@@ -244,12 +244,17 @@ def test_folders_without_runs_are_refused(capsys, tmp_path):
         assert error.count("\n") == 1
 
 
-def test_names_in_the_picture_cover_no_other(monkeypatch):
+def test_names_in_the_picture_cover_no_other_and_are_whole(monkeypatch):
+    changes = {
+        "distilled": ", distilled from a larger one",
+        "changed": ", augment 0.5, augment_epochs 24, other_lr 0.02",
+    }
+
     def row(network: str, source: str, parameters: int, final: float) -> dict:
         return {
             "network": network,
             "source": source,
-            "changes": ", distilled from a larger one" if source == "distilled" else "",
+            "changes": changes.get(source, ""),
             "epochs": 20,
             "parameters": parameters,
             "final": final,
@@ -258,6 +263,8 @@ def test_names_in_the_picture_cover_no_other(monkeypatch):
 
     rows = [
         row("ResNet", "published", 6_573_130, 92.2),
+        row("ResNet", "changed", 6_573_130, 93.8),
+        row("CNN_Model_3", "changed", 73_994, 90.1),
         row("CNN_Model_2", "published", 222_058, 87.3),
         row("CNN_Model_3", "published", 73_994, 86.4),
         row("CNN_Model_3", "a run", 73_994, 86.37),
@@ -275,6 +282,8 @@ def test_names_in_the_picture_cover_no_other(monkeypatch):
     }
     boxes = {text: text.get_window_extent() for text in figure.axes[0].texts}
     assert len(boxes) == len(rows)
+    for text, box in boxes.items():
+        assert figure.axes[0].bbox.x0 <= box.x0 < box.x1 <= figure.axes[0].bbox.x1, text.get_text()
     for (one, box), (other, its) in itertools.combinations(boxes.items(), 2):
         assert not box.overlaps(its), (one.get_text(), other.get_text())
 

@@ -272,7 +272,8 @@ def comparison(rows: Sequence[dict], note: str = "") -> bytes:
         for x, y in [(x, away * y) for away in (1, 3, 5, 7) for x, y in ways]:
             text.set(position=(x, y), ha=("right", "left")[x > 0], va=("top", "bottom")[y > 0])
             box = text.get_window_extent()
-            if box.count_overlaps(taken) == 0 and axes.bbox.containsx(box.x0):
+            inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1)
+            if inside and box.count_overlaps(taken) == 0:
                 break
         taken.append(box)
     return plots.png(axes.figure)
