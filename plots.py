@@ -141,6 +141,7 @@ def misclassified(
     predictions: np.ndarray,
     confidences: np.ndarray,
     title: str,
+    kind: str = "Mistakes",
 ) -> bytes:
     """Up to 30 mistakes: the image, true and predicted class, and the confidence in it.
 
@@ -148,13 +149,15 @@ def misclassified(
         images: uint8 (N, 32, 32, 3); at most 30 are shown.
         labels, predictions: int (N,).
         confidences: float (N,), 0 to 1.
+        kind: what these are, as the description begins.
     """
     figure = Figure(figsize=(15, 10), layout="constrained")
     told = [
-        f"{CLASSES[label]} taken for {CLASSES[prediction]} ({confidence:.1%})"
+        f"{CLASSES[label]}{f' taken for {CLASSES[prediction]}' * bool(label != prediction)} "
+        f"({confidence:.1%})"
         for label, prediction, confidence in zip(labels, predictions, confidences, strict=True)
     ]
-    figure.set_label("; ".join([f"Mistakes, surest first: {len(told)} images", *told[:5]]))
+    figure.set_label("; ".join([f"{kind}, surest first: {len(told)} images", *told[:5]]))
     figure.suptitle(title)
     grid = figure.subplots(5, 6).ravel()
     for axes in grid:

@@ -9,6 +9,7 @@ import base64
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -132,10 +133,13 @@ def pictures(folder: Path, rows: list[dict], target: float | None) -> list[dict]
             if not path.is_file() or path.stat().st_size > LARGEST:
                 continue
             content = path.read_bytes()
-            with Image.open(path, formats=["PNG"]) as image:
+            with (
+                warnings.catch_warnings(action="ignore"),
+                Image.open(path, formats=["PNG"]) as image,
+            ):
                 image.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            continue  # missing, or damaged
+        except Exception:  # missing, or damaged, of which Pillow tells in many ways
+            continue
         said = image.info
         title, text = PICTURES.get(name, (said.get("Title") or name, name))
         if name == "curves" and rows:

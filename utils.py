@@ -226,8 +226,8 @@ class BatchSampler(Sampler):
 
     The order and every batch's seed follow from (seed, epoch) alone, so the batches of an epoch
     are the same for any number of workers, and an epoch can be repeated without the ones before.
-    The last batch holds what is left over; a single image joins the batch before it, since
-    BatchNorm1d cannot be trained with one.
+    The last batch holds what is left over; when shuffled, as for training, a single image joins
+    the batch before it, since BatchNorm1d cannot be trained with one.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ class BatchSampler(Sampler):
         self.epoch = 1 + (epoch - 1) % self.views if self.views else epoch
 
     def __len__(self) -> int:
-        alone = self.size % self.batch_size == 1 and self.batch_size < self.size
+        alone = self.shuffle and self.size % self.batch_size == 1 and self.batch_size < self.size
         return math.ceil(self.size / self.batch_size) - alone
 
     def draw(self) -> tuple[list[np.ndarray], list[int]]:

@@ -230,5 +230,5 @@ def recipe_entry(text: str) -> tuple[str, object]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of what only resembles Python
             return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return key, value

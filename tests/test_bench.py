@@ -231,6 +231,26 @@ def test_every_way_smooths_labels_as_the_recipe_says(name, net, monkeypatch):
     assert asked == [{"label_smoothing": 0.1}]
 
 
+@pytest.mark.parametrize("name", ways.WAYS)
+def test_every_way_has_the_recipe_s_share_of_dropout(name, net):
+    for old, new in (
+        ("dict(optimizer", "dict(dropout=0.25, optimizer"),
+        ("        self.linear", "        self.drop = torch.nn.Dropout(0.4)\n        self.linear"),
+        ("self.conv(x)", "self.drop(self.conv(x))"),
+    ):
+        net.write_text(net.read_text().replace(old, new))
+    network, seen = networks.load_network(str(net)), set()
+
+    def keep(module: torch.nn.Module, _inputs: object) -> None:
+        if isinstance(module, torch.nn.Dropout) and module.training:
+            seen.add(module.p)
+
+    _, epoch = ways.WAYS[name](network, CPU, 256)
+    with torch.nn.modules.module.register_module_forward_pre_hook(keep):
+        epoch()
+    assert seen == {0.1}
+
+
 @pytest.mark.parametrize(
     ("name", "processes", "steps"),
     [

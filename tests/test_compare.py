@@ -97,6 +97,10 @@ def test_seeds_are_one_row_and_what_is_no_training_on_the_test_set_is_left_out(
     assert len(rows) == 7 + 3
     assert {path.name for path in folder.glob("*.png")} == {"compare.png", "progress.png"}
     assert set(drawn) == {"comparison", "progress"}
+    # A run that is named twice, and by its parent's folder, counts once.
+    several = root, root / "seed0", tmp_path / "out" / ".." / "runs" / "seed0"
+    _, out, _ = call(capsys, *several, "--output-dir", tmp_path / "out")
+    assert "| 16.8 | 89.00 ± 1.00 | 89.10 |" in out
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,13 @@ def test_dropout_is_dropout(p, layout):
     assert torch.equal(dropout.eval()(x), x)
 
 
+def test_dropout_of_almost_all_still_divides():
+    dropout = cpu.speed_up(nn.Sequential(nn.Dropout(0.999995)))
+    output = dropout(torch.ones(1000))
+    assert torch.isfinite(output).all()
+    assert (output == 0).sum() > 990
+
+
 def check_same_convolution(convolution: nn.Conv2d, faster: nn.Module, size: int) -> None:
     """Outputs, and gradients of the input and of all parameters, in training."""
     x = torch.randn(4, 8, size, size, dtype=torch.float64, requires_grad=True)

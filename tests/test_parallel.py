@@ -213,6 +213,28 @@ def test_every_batch_has_its_turn_in_one_process(processes):
     assert sorted(batches) == [list(range(i, min(i + 100, 1234))) for i in range(0, 1234, 100)]
 
 
+@pytest.mark.parametrize("size", [999, 1000, 1001, 1501, 2001])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_what_all_evaluate_is_gathered_in_order(processes, size, monkeypatch):
+    """Also where a last image is alone in its batch."""
+    teams = [Team(rank, processes) for rank in range(processes)]
+    device = utils.Device(torch.device("cpu"))
+    images, labels = np.zeros((size, 32, 32, 3), np.uint8), np.arange(size)
+    transform, everybodys = utils.test_transform((0.5,) * 3, (0.2,) * 3), []
+    for team in teams:
+        turns = team.turns(size, utils.TEST_BATCH)
+        loader = utils.make_loader(
+            images[turns], labels[turns], transform, utils.TEST_BATCH, device
+        )
+        everybodys.append([labels for _, labels in loader])
+
+    def all_gather(found: list, mine: list) -> None:
+        found[:] = everybodys
+
+    monkeypatch.setattr(parallel.dist, "all_gather_object", all_gather)
+    assert torch.cat(teams[0].gather(everybodys[0])).tolist() == list(range(size))
+
+
 @pytest.mark.parametrize("name", sorted(utils.TRANSFORMS))
 def test_a_part_of_a_batch_is_augmented_as_in_the_whole(name, sample):
     images, labels = sample.train_images[:90], sample.train_labels[:90]

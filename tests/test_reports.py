@@ -255,6 +255,9 @@ def test_further_pictures_are_shown_behind_with_what_they_say_of_themselves(tmp_
     header = b"IHDR" + (1 << 30).to_bytes(4) * 2 + b"\x08\x02\0\0\0"
     large = PIXEL[:12] + header + zlib.crc32(header).to_bytes(4) + PIXEL[33:]
     (folder / "large.png").write_bytes(large)
+    profile = b"iCCPa\0"  # nothing behind its name, and that behind the pixels
+    chunk = (2).to_bytes(4) + profile + zlib.crc32(profile).to_bytes(4)
+    (folder / "profile.png").write_bytes(PIXEL[:-12] + chunk + PIXEL[-12:])
     (folder / "confusion_matrix.png").mkdir()
     page = paged(folder)
     assert page.texts("h2")[:3] == ["Curves", "alpha", "A heading"]

@@ -60,6 +60,7 @@ def call(capsys, *arguments: str) -> tuple[int, str, str]:
         ("--val-split 0", "'0' is not a whole number from 1 up"),
         ("--set lr", "'lr' is not KEY=VALUE"),
         ("--model 2 --dry-run --set size=3", "recipe: size is unknown; known are optimizer, lr, "),
+        ("--model 2 --dry-run --set lr={[]:1}", "recipe: lr is '{[]:1}': Input should be a valid"),
         ("--model 2 --dry-run --set augment=2", "recipe: augment is 2: Input should be less"),
         ("--model 2 --dry-run --set optimizer=lion", "optimizer is 'lion': Input should be 'muon'"),
         ("--model 3 --dry-run --set dropout=5", "dropout 5 makes a probability of 1"),

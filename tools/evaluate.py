@@ -194,11 +194,14 @@ def draw(
         "class_metrics.png": class_metrics(results["classes"], title),
         "calibration.png": reliability(sure, right, title),
     }
-    for name, chosen in (("mistakes", ~right), ("correct", right)):
+    for name, chosen, kind in (
+        ("mistakes", ~right, "Mistakes"),
+        ("correct", right, "Right answers"),
+    ):
         found = by_confidence[chosen[by_confidence]]
-        rows = [column[found] for column in (images, labels, predictions, sure)]
+        rows = [column[found[:30]] for column in (images, labels, predictions, sure)]
         most = f"{title}: the most confident of {len(found):,} {name}"
-        drawn[f"most_confident_{name}.png"] = plots.misclassified(*rows, most)
+        drawn[f"most_confident_{name}.png"] = plots.misclassified(*rows, most, kind)
     return drawn
 
 

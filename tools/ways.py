@@ -1,8 +1,9 @@
 """Four ways to write the same training; tools/bench.py says what each is and measures them.
 
 A way is a function of a network, a device and a number of images; it returns a loader of them, and
-a function that trains an epoch on it. Nothing of ours is in the first three but the network, the
-images, the batch size and the smoothing of the labels.
+a function that trains an epoch on it. Of ours the first three have the network with the recipe's
+share of its dropout, the images, the batch size and the smoothing of the labels; the usual way also
+the recipe's augmentation, and the whole batches our device's number format and layout.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +24,7 @@ import recipes
 import utils
 from fast import cpu
 from networks import Network
-from support import workers
+from support import model_files, workers
 from tools import usual
 
 EPOCHS = 20  # of the run whose augmentation is measured
@@ -36,6 +37,13 @@ def repeated_sample(count: int) -> tuple[np.ndarray, np.ndarray]:
     sample = cifar10.load_sample()
     index = np.arange(count) % len(sample.train_images)
     return sample.train_images[index], sample.train_labels[index]
+
+
+def built(network: Network) -> nn.Module:
+    """The network as its recipe has it, with so much of its dropout, and nothing else of ours."""
+    model = network.build()
+    model_files.scale_dropout(model, network.recipe.dropout)
+    return model
 
 
 def textbook(network: Network, device: utils.Device, count: int, popular: bool = False) -> Way:
@@ -55,7 +63,7 @@ def textbook(network: Network, device: utils.Device, count: int, popular: bool =
     torch.backends.cudnn.benchmark = popular  # as that loop has it
     dataset = usual.UsualDataset(images, labels, augment)
     loader = DataLoader(dataset, network.recipe.batch_size, shuffle=True, **options)
-    model = network.build().to(device.where)
+    model = built(network).to(device.where)
     criterion = nn.CrossEntropyLoss(label_smoothing=network.recipe.label_smoothing)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
     scheduler = LambdaLR(optimizer, lambda step: 1.0)
@@ -85,7 +93,7 @@ def whole_batch(network: Network, device: utils.Device, count: int) -> Way:
     padded = F.pad(pixels, (4, 4, 4, 4), mode="reflect").permute(0, 2, 3, 1)
     padded = padded.to(device.dtype).contiguous()
     loader = whole_batches(padded, labels.long(), recipe.batch_size)
-    model = network.build().to(device.where, memory_format=device.layout)
+    model = built(network).to(device.where, memory_format=device.layout)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4)
 
