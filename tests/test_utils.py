@@ -343,12 +343,12 @@ def test_convolutions_are_evaluated_in_float32_and_not_in_tf32(convolutions):
     class Watching(OneWeight):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             seen.append(torch.backends.cudnn.conv.fp32_precision)
-            if len(seen) == 3:
+            if len(seen) == 4:
                 raise ZeroDivisionError
             return super().forward(images)
 
     utils.evaluate(Watching(1.0), grey_loader(2), FULL)
-    assert seen == ["ieee"] * 2
+    assert seen == ["ieee"] * 3  # batches of 2, 2 and 1
     assert torch.backends.cudnn.conv.fp32_precision == convolutions
     with pytest.raises(ZeroDivisionError):
         utils.evaluate(Watching(1.0), grey_loader(2), FULL)
