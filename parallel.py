@@ -167,7 +167,7 @@ class Team:
             stop = _lost(stop)
         if isinstance(stop, LostProcessError):
             try:  # what took the others may be on its way here: Ctrl-C, or torchrun's SIGTERM
-                time.sleep(1)
+                time.sleep(3)  # a process takes a while to end, and torchrun to notice
             except KeyboardInterrupt as signal:
                 stop = signal
         if isinstance(stop, Error) and not isinstance(stop, LostProcessError):
