@@ -127,9 +127,8 @@ def test_evaluation_s_surest_answers_come_first(name, order, evaluation, sample)
     ]
     for image, index in zip(images_of(figure), order, strict=True):
         assert np.array_equal(image, sample.test_images[index])
-    kind = {"mistakes": "Mistakes", "correct": "Right answers"}[name]
     assert figure.get_label().startswith(
-        f"{kind}, surest first: 4 images; {CLASSES[TRUE[order[0]]]}"
+        f"{name.capitalize()}, surest first: 4 images; {CLASSES[TRUE[order[0]]]}"
     )
     assert ("taken for" in figure.get_label()) == (name == "mistakes")
 

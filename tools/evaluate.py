@@ -194,14 +194,11 @@ def draw(
         "class_metrics.png": class_metrics(results["classes"], title),
         "calibration.png": reliability(sure, right, title),
     }
-    for name, chosen, kind in (
-        ("mistakes", ~right, "Mistakes"),
-        ("correct", right, "Right answers"),
-    ):
+    for name, chosen in (("mistakes", ~right), ("correct", right)):
         found = by_confidence[chosen[by_confidence]]
         rows = [column[found[:30]] for column in (images, labels, predictions, sure)]
         most = f"{title}: the most confident of {len(found):,} {name}"
-        drawn[f"most_confident_{name}.png"] = plots.misclassified(*rows, most, kind)
+        drawn[f"most_confident_{name}.png"] = plots.misclassified(*rows, most, name.capitalize())
     return drawn
 
 
