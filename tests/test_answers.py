@@ -54,12 +54,19 @@ def learn(capsys: pytest.CaptureFixture, network: Path, tmp_path: Path, no_pictu
     return call
 
 
-@pytest.fixture
-def folder(ask: Call, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def asked_once(network: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model 2's answers to two views."""
-    status, _, error = ask("model_2", "--views", 2)
-    assert status == 0, error
-    return only(tmp_path)
+    output = tmp_path_factory.mktemp("asked")
+    arguments = [*flags(network, output), "model_2", "--views", 2]
+    assert answers.main([str(argument) for argument in arguments]) == 0
+    return only(output)
+
+
+@pytest.fixture
+def folder(asked_once: Path, tmp_path: Path) -> Path:
+    """A copy of them, where tools.answers would have put them."""
+    return shutil.copytree(asked_once, tmp_path / "answers" / asked_once.name)
 
 
 def only(output: Path) -> Path:
