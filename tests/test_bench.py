@@ -552,6 +552,26 @@ def test_usual_goes_on_with_the_same_training_alone(flags, begun, capsys, monkey
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("dry_run", False), ("data_sha256", {}), ("recipe", {"lr": 1.0})]
+)
+def test_usual_goes_on_with_the_same_images_and_recipe_alone(key, value, begun, capsys):
+    common, folder = begun
+    settings = json.loads((folder / "usual.json").read_text())
+    (folder / "usual.json").write_text(json.dumps(settings | {key: value}))
+    status, _, error = call_main(usual.main, capsys, [*common, "--resume", folder])
+    assert status == 2
+    assert error.startswith(f"tools.usual: error: {folder} was begun with {key} {value!r}; give")
+
+
+@pytest.mark.parametrize("entry", ["clip_norm=1.0", "label_smoothing=0.1", "teacher='model_1'"])
+def test_usual_refuses_a_recipe_that_it_would_not_follow(entry, tmp_path, capsys):
+    (tmp_path / "net.py").write_text(NET + f"PUBLISHED = dict(RECIPE, {entry})\n")
+    status, _, error = call_main(usual.main, capsys, ["--model", tmp_path / "net.py", "--dry-run"])
+    assert status == 2
+    assert f"PUBLISHED recipe has {entry.partition('=')[0]}, which" in error
+
+
 def keep_only_the_model(path: Path) -> None:
     torch.save({"model": torch.load(path)["model"]}, path)
 

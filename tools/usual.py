@@ -12,6 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -21,12 +22,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+import cifar10
 import cli
 import networks
 import recipes
 import runs
 import utils
-from support import provenance, workers
+from support import model_files, provenance, workers
 from support.files import CheckpointError, read_checkpoint, read_json
 from support.history import History
 
@@ -94,13 +96,15 @@ def reopen(folder: Path, asked: dict, parts: dict, history: History) -> runs.Run
     if other:
         found = ", ".join(f"{key} {value!r:.60}" for key, value in other.items())
         raise cli.UsageError(
-            f"{folder} was begun with {found}; give --model, --epochs and --seed as they were then"
+            f"{folder} was begun with {found}; give --model, --epochs, --seed and the data as they "
+            "were then"
         )
     run = runs.Run(folder)
     last = read_checkpoint(folder / "last.pt")
     try:
         for name, part in parts.items():
             part.load_state_dict(last[name])
+        # A row that is none raises.
         history.rows = [row for row in last["history"] if row["test_acc"] >= 0]
     except Exception as error:  # what does not fit raises many kinds of error
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -118,6 +122,12 @@ def train(args: argparse.Namespace) -> None:
     recipe = network.published
     if recipe is None:
         raise cli.UsageError(f"{network.name} has no PUBLISHED recipe, which this trains by")
+    beyond = [key for key in ("clip_norm", "label_smoothing", "teacher") if getattr(recipe, key)]
+    if beyond:
+        raise cli.UsageError(
+            f"{network.name}'s PUBLISHED recipe has {beyond[0]}, which the usual way does without; "
+            "train it by train.py --recipe published"
+        )
     data = cli.load_data(args)
     mean, std = utils.channel_stats(data.train_images)
     augment = partial(albumented, recipe.train_transform(mean, std, args.epochs))
@@ -129,11 +139,14 @@ def train(args: argparse.Namespace) -> None:
     test_loader = DataLoader(test_set, 500, **options)
     torch.manual_seed(args.seed)
     model, criterion = network.build().to(device), nn.CrossEntropyLoss()
+    model_files.scale_dropout(model, recipe.dropout)
     optimizer = recipes.make_optimizer(model, recipe)
     scheduler = recipes.make_scheduler(optimizer, recipe, args.epochs * len(train_loader))
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     history = History("test", args.epochs, args.until, args.epochs)
     asked = {"network": network.build.__name__, "epochs": args.epochs, "seed": args.seed}
+    asked |= {"dry_run": args.dry_run, "data_sha256": cifar10.digests(data)}
+    asked["recipe"] = asdict(recipe)
     if args.resume:
         run = reopen(args.resume, asked, parts, history)
     else:
