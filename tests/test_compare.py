@@ -101,6 +101,11 @@ def test_seeds_are_one_row_and_what_is_no_training_on_the_test_set_is_left_out(
     several = root, root / "seed0", tmp_path / "out" / ".." / "runs" / "seed0"
     _, out, _ = call(capsys, *several, "--output-dir", tmp_path / "out")
     assert "| 16.8 | 89.00 ± 1.00 | 89.10 |" in out
+    # Nor does a seed that was trained twice count as two.
+    make_run(root, "seed0_again", "CNN_Model_2", 0, 88.4)
+    _, out, _ = call(capsys, root, "--output-dir", tmp_path / "out")
+    assert "| 16.8 | 89.00 ± 1.00 | 89.10 |" in out
+    assert "| CNN_Model_2 | the file's RECIPE, seed 0 | 20 | 222,058 | 0.89 | 16.8 | 88.40 |" in out
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import functools
 import statistics
 import sys
 import textwrap
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -178,10 +179,15 @@ def read_training(folder: Path) -> dict:
 
 
 def measured(trainings: Sequence[dict]) -> list[dict]:
-    """A row for each network (by its code, where that is known), recipe and number of epochs."""
-    rows = []
-    for alike in dict.fromkeys(training["alike"] for training in trainings):
-        members = [training for training in trainings if training["alike"] == alike]
+    """A row for each network (by its code, where that is known), recipe and number of epochs.
+
+    A seed counts once: a second run of it is no other sample, and begins another row.
+    """
+    rows, groups, seen = [], defaultdict(list), Counter()
+    for training in trainings:
+        seen[repeated := (training["alike"], training["seed"])] += 1
+        groups[training["alike"], seen[repeated]].append(training)
+    for members in groups.values():
         row = {key: members[0].get(key) for key in COLUMNS}
         for key in ("final", "best", "to_target", "gap", "seconds"):
             values = [training[key] for training in members]
