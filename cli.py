@@ -43,7 +43,7 @@ def run(
         except (Error, OSError) as error:
             reason, status = str(error), getattr(error, "status", 1)
         except torch.OutOfMemoryError:
-            reason, status = "out of GPU memory; give a smaller --batch-size", 1
+            reason, status = "out of GPU memory; take smaller batches (train.py --batch-size)", 1
         except (Exception, SystemExit) as error:
             place = process.line_of_model_file(error)
             if place is None and not str(error).startswith("DataLoader worker"):  # one was killed

@@ -13,6 +13,7 @@ import utils
 from cifar10 import CLASSES
 from fast.batched import A
 from support.history import History
+from support.workers import seed_steps
 
 TRAIN, TEST, MARK = "tab:blue", "tab:orange", "tab:green"
 
@@ -217,7 +218,7 @@ def augmentations(
     """
     present = [label for label in range(len(CLASSES)) if (labels == label).any()]
     rows = [np.stack([images[np.argmax(labels == label)] for label in present])]
-    transform.set_random_seed(0)
+    seed_steps(transform, 0)
     for _ in range(5):
         tensors = torch.stack([transform(image=image)["image"] for image in rows[0]])
         rows.append(to_pixels(tensors, mean, std))

@@ -385,7 +385,7 @@ def evaluate(
             all_labels.append(labels)
     all_logits, all_labels = team.gather(all_logits), team.gather(all_labels)
     # Batch by batch, in order, on the CPU: the same to the last bit for any number of processes.
-    with Meter(title, sum(map(len, all_labels)), torch.device("cpu")) as meter:
+    with Meter(title, sum(map(len, all_labels)), torch.device("cpu"), show=team.first) as meter:
         for logits, labels in zip(all_logits, all_labels, strict=True):
             meter.update(F.cross_entropy(logits, labels), logits, labels)
         return Evaluation(*meter.read(), torch.cat(all_logits), torch.cat(all_labels))

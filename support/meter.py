@@ -33,14 +33,21 @@ class Meter:
 
     READ_EVERY = 0.5  # seconds
 
-    def __init__(self, title: str, images: int, device: torch.device, team: Team = ALONE) -> None:
+    def __init__(
+        self,
+        title: str,
+        images: int,
+        device: torch.device,
+        team: Team = ALONE,
+        show: bool = True,
+    ) -> None:
         self.title, self.team = title, team
         self.images = self.steps = 0
         self.last_read = time.monotonic()
         # float32 sums of 50,000 losses would lose digits, and MPS has no float64
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(2, dtype=dtype, device=device)  # loss, hits
-        quiet = None if team.first else True  # None: where there is no terminal
+        quiet = None if team.first and show else True  # None: where there is no terminal
         self.bar = tqdm(total=images, desc=title, unit="img", leave=False, disable=quiet)
 
     def __enter__(self) -> "Meter":
@@ -69,7 +76,7 @@ class Meter:
         if not math.isfinite(loss):
             raise DivergedError(
                 f"the loss became {loss} within the first {self.steps} steps of {self.title!r}: "
-                "the training diverged; try a lower --lr"
+                "the training diverged; try a lower learning rate (train.py --lr)"
             )
         return Metrics(loss, 100 * hits)
 

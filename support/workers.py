@@ -4,6 +4,7 @@ For transforms that have no batched form, and to compare fast/loader.py with.
 """
 
 import os
+import random
 import signal
 
 import cv2
@@ -13,6 +14,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fast.batched import A, BatchedTransform, UnknownTransformError
+
+
+def seed_steps(transform: A.Compose, seed: int) -> None:
+    """One generator for all steps of the pipeline.
+
+    `Compose.set_random_seed` gives each step its own, all of one seed: of the first image, each
+    step would draw the same numbers, so that all are applied or none.
+    """
+    transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 
 class TransformedBatches(Dataset):
@@ -34,7 +44,7 @@ class TransformedBatches(Dataset):
 
     def __getitem__(self, item: tuple[int, np.ndarray]) -> tuple[Tensor, Tensor]:
         seed, indices = item
-        self.transform.set_random_seed(seed)
+        seed_steps(self.transform, seed)
         tensors = [self.transform(image=self.images[index])["image"] for index in indices]
         return torch.stack(tensors), self.labels[indices]
 

@@ -267,15 +267,15 @@ def test_a_check_that_breaks_off_fails_and_the_others_go_on(half, monkeypatch):
 class Stubborn(A.Compose):
     """Ignores the seed: every batch, epoch and worker makes the same."""
 
-    def set_random_seed(self, seed: int | None) -> None:
-        super().set_random_seed(0)
+    def set_random_state(self, *_: object) -> None:
+        self.set_random_seed(0)
 
 
 class Restless(A.Compose):
     """Ignores the seed: nothing can be repeated."""
 
-    def set_random_seed(self, seed: int | None) -> None:
-        super().set_random_seed(int.from_bytes(os.urandom(4), "big"))
+    def set_random_state(self, *_: object) -> None:
+        self.set_random_seed(int.from_bytes(os.urandom(4), "big"))
 
 
 @pytest.mark.parametrize(
@@ -303,9 +303,10 @@ def test_transforms_that_ignore_the_seed_are_noticed(kind, failing, sample):
 class ByWorker(A.Compose):
     """Draws otherwise in a worker process than without."""
 
-    def set_random_seed(self, seed: int | None) -> None:
-        worker = torch.utils.data.get_worker_info()
-        super().set_random_seed(seed if worker is None else seed + 1 + worker.id)
+    def set_random_state(self, *drawn: object) -> None:
+        super().set_random_state(*drawn)
+        if (worker := torch.utils.data.get_worker_info()) is not None:
+            self.py_random.seed(worker.id)
 
 
 def draw_of(change):

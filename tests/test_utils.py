@@ -191,6 +191,21 @@ def test_no_worker_or_epoch_repeats_the_augmentations_of_another(sample, workers
     assert len(set(drawn)) == len(drawn) == 512
 
 
+def test_the_steps_are_drawn_apart_for_the_first_image_of_a_batch_too(sample):
+    """Batches of one image: it is flipped, and it is turned, whether or not it is the other."""
+    images = np.repeat(sample.train_images[:1], 400, axis=0)
+    image, white = images[0], (255, 255, 255)
+    hole = A.CoarseDropout((1, 1), (32, 32), (32, 32), fill=white, p=0.5)
+    steps = [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5), hole, A.ToTensorV2()]
+    drawn = batches(images, np.zeros(400, np.uint8), transform=A.Compose(steps), batch_size=1)
+    found = [batch[0].permute(1, 2, 0).numpy() for batch, _ in drawn]
+    kinds = [image, image[:, ::-1], image[::-1], image[::-1, ::-1]]
+    holes = sum((each == 255).all() for each in found)
+    assert rate_is(holes, 400, 0.5)
+    for kind in kinds:
+        assert rate_is(sum((each == kind).all() for each in found), 400, 0.125)
+
+
 @pytest.mark.parametrize("batched", [False, True])
 def test_an_epoch_holds_every_image_once(sample, batched):
     plain = utils.test_transform(MEAN, STD)
@@ -461,7 +476,7 @@ def test_train_loop_in_reduced_precision_takes_nearly_the_same_step(dtype):
 
 @pytest.mark.parametrize("weight", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_both_loops(weight):
-    with pytest.raises(meter.DivergedError, match="try a lower --lr"):
+    with pytest.raises(meter.DivergedError, match="try a lower learning rate"):
         train_once(OneWeight(weight), grey_loader(2), lr=0.1)
     with pytest.raises(meter.DivergedError, match="the loss became"):
         utils.evaluate(OneWeight(weight), grey_loader(2), FULL)
