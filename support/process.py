@@ -1,4 +1,4 @@
-"""What surrounds a command line: signals that end it in good order, streams that do not end it."""
+"""What surrounds a command line: signals that end it in good order, its streams, its cores."""
 
 import contextlib
 import os
@@ -47,6 +47,12 @@ def _prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (open until the process ends)
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+
+
+def usable_cores() -> int:
+    """The cores that this process may use; all of the machine's where the system does not say."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return usable or 1
 
 
 def line_of_model_file(error: BaseException) -> str | None:

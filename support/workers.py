@@ -3,7 +3,6 @@
 For transforms that have no batched form, and to compare fast/loader.py with.
 """
 
-import os
 import random
 import signal
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fast.batched import A, BatchedTransform, UnknownTransformError
+from support.process import usable_cores
 
 
 def seed_steps(transform: A.Compose, seed: int) -> None:
@@ -109,5 +109,4 @@ def choose(
 
 def default_workers() -> int:
     """Worker processes for a DataLoader: one for each core that we may use, at most 8."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(usable or 1, 8)
+    return min(usable_cores(), 8)

@@ -20,6 +20,7 @@ import runs
 from errors import Error
 from support.files import HERE, read_json, stored_path
 from support.history import duration
+from support.process import usable_cores
 from tools import studies
 
 if TYPE_CHECKING:
@@ -122,9 +123,7 @@ class Search:
         self.stopping, self.asking = threading.Event(), threading.Lock()
         self.failure: BaseException | None = None
         self.ended: list[int] = []  # threads that are done
-        usable = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-        cores = len(usable(0))
-        threads = {"OMP_NUM_THREADS": str(max(1, cores // args.jobs))}
+        threads = {"OMP_NUM_THREADS": str(max(1, usable_cores() // args.jobs))}
         self.environment = threads | os.environ  # what the user set himself stays
 
     @property
