@@ -28,6 +28,12 @@ class Ended(NamedTuple):
     err: str
 
 
+def end_in_time() -> None:
+    """In the forked process: the end, wherever it may hang."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # not the tests' own
+    signal.alarm(LONGEST)
+
+
 def become(work: Work) -> NoReturn:
     """In the forked process: does the work on the descriptors 0, 1 and 2, and ends with its status.
 
@@ -35,8 +41,7 @@ def become(work: Work) -> NoReturn:
     """
     status = 1
     try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # not the tests' own
-        signal.alarm(LONGEST)  # the end, wherever the process may hang
+        end_in_time()
         signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background: ignored
         sys.stdin = open(0, closefd=False)  # noqa: SIM115
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115

@@ -35,6 +35,7 @@ import plots
 import runs
 import train
 import utils
+from tests import forked
 from tests.conftest import SMALL_NETWORK, call_main, run_in
 from tests.fake_train import accuracy
 from tools import findings, search, studies, trials
@@ -598,6 +599,7 @@ def fork(work: Callable[[], object]) -> int:
     if not child:
         status = 1
         try:
+            forked.end_in_time()
             status = work() or 0
         finally:
             os._exit(status)
