@@ -72,9 +72,12 @@ def sample() -> cifar10.CIFAR10:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
+    """Nor does OpenCV keep threads: forked while one holds a lock, a test's process would hang."""
+    import cv2
     import torch
 
     torch.set_num_threads(1)
+    cv2.setNumThreads(0)
 
 
 @pytest.fixture(autouse=True)
