@@ -1,6 +1,7 @@
 """Model files of all kinds, and whose weights are whose."""
 
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -407,7 +408,7 @@ def test_tools_take_an_augmentation_without_a_batched_form(capsys, tmp_path, mon
         return utils._pipeline(mean, std, A.Rotate(limit=10))
 
     monkeypatch.setitem(utils.TRANSFORMS, "standard", rotated)
-    monkeypatch.setattr(workers, "default_workers", lambda: 0)  # nothing to start, nor to wait for
+    monkeypatch.setattr(workers, "default_workers", lambda: 2)
     path = written(tmp_path, SMALL_NETWORK)
     arguments = ["--model", path, "--dry-run", "--steps", 20, "--output-dir", tmp_path]
     status, _, error = call_main(find_lr.main, capsys, arguments)
@@ -416,6 +417,7 @@ def test_tools_take_an_augmentation_without_a_batched_form(capsys, tmp_path, mon
     count, line = workers.choose(rotated((0.5,) * 3, (0.2,) * 3), workers=3)
     assert count == 3
     assert "because there is no batched form of Rotate" in line
+    assert not multiprocessing.active_children()
 
 
 # ---------------------------------------------------------------- whose weights are whose

@@ -138,6 +138,9 @@ def find(args: argparse.Namespace) -> None:
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     rates = SHAPES[args.shape](args.low, args.high, args.steps)
     rows = range_test(model, optimizer, loader, criterion, rates, device, recipe.clip_norm)
+    # Its worker processes end at once, not when the garbage collector waits five seconds for each:
+    # frames of PyTorch's first optimizer keep this one alive.
+    del loader
     best, last = suggestion(rows), rows[-1, 0]
     title = f"{network.build.__name__}, {recipe.optimizer}, batch {size}"
     with runs.Run.create(args.output_dir, f"find_lr-{network.name}") as run:
