@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser")
-WAIT = 30  # seconds for an answer
+WAIT = 60  # seconds for an answer
 
 
 class Browser:

@@ -110,7 +110,7 @@ def run_team(
             "TORCHELASTIC_ERROR_FILE": f"{folder}/attempt_{attempt}/{rank}/error.json",
         }
         out, err = ((folder / f"{rank}.{name}").open("w", buffering=1) for name in ("out", "err"))
-        faulthandler.dump_traceback_later(50, file=err)  # where it stood, if it hangs
+        faulthandler.dump_traceback_later(60, file=err)  # where it stood, if it hangs
         with out, err, redirect_stdout(out), redirect_stderr(err):
             status = work()
         os._exit(status or 0)
@@ -121,7 +121,7 @@ def run_team(
         process.start()
     os.close(opened)
     os.close(gate)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 90
     while any(process.is_alive() for process in processes):
         time.sleep(0.1)
         if any(process.exitcode for process in processes) or time.monotonic() > end:

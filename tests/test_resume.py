@@ -186,7 +186,7 @@ def training(real: bool, *arguments: object) -> Iterator[tuple[int, TextIO, Call
         process = forked.fork(lambda: train.main(given), 0, writing, 2)
         wait = partial(forked.status_of, process)
     os.close(writing)
-    watchdog = threading.Timer(60, os.killpg, (process, signal.SIGKILL))
+    watchdog = threading.Timer(100, os.killpg, (process, signal.SIGKILL))
     watchdog.start()
     try:
         with open(reading) as output:

@@ -317,7 +317,7 @@ class Terminal:
 
     def wait_for(self, text: str) -> None:
         """Reads until the text has appeared after what was waited for before."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while text not in self.screen and self.read(deadline):
             pass
         before, found, self.screen = self.screen.partition(text)
@@ -334,7 +334,7 @@ class Terminal:
 
     def status(self) -> int:
         """The exit status, once the process has ended."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while self.read(deadline):
             pass
         _, status = os.waitpid(self.pid, 0)

@@ -192,7 +192,7 @@ def test_no_worker_or_epoch_repeats_the_augmentations_of_another(sample, workers
 
 
 def test_the_steps_are_drawn_apart_for_the_first_image_of_a_batch_too(sample):
-    """Batches of one image: it is flipped, and it is turned, whether or not it is the other."""
+    """Batches of one image: each step is applied or not, whatever the others do."""
     images = np.repeat(sample.train_images[:1], 400, axis=0)
     image, white = images[0], (255, 255, 255)
     hole = A.CoarseDropout((1, 1), (32, 32), (32, 32), fill=white, p=0.5)

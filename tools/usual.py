@@ -104,7 +104,7 @@ def reopen(folder: Path, asked: dict, parts: dict, history: History) -> runs.Run
     try:
         for name, part in parts.items():
             part.load_state_dict(last[name])
-        # A row that is none raises.
+        # Raises where something else than a row of ours is there.
         history.rows = [row for row in last["history"] if row["test_acc"] >= 0]
     except Exception as error:  # what does not fit raises many kinds of error
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
