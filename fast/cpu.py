@@ -59,9 +59,11 @@ class StridedDepthwise(nn.Conv2d):
             return super().forward(x)
         down, right = self.stride
         settings = (self.padding, self.dilation, self.groups)
-        thinned = F.conv2d(x, self.weight, self.bias, 1, *settings)[:, :, ::down, ::right]
-        # BatchNorm is several times slower on a view with gaps.
-        return thinned.contiguous(memory_format=torch.channels_last)
+        x = F.conv2d(x, self.weight, self.bias, 1, *settings)
+        # Thinned out with the channels last: the gradient of a slice is laid out as what was sliced
+        # says it is, and BatchNorm is several times slower on a view with gaps.
+        thinned = x.permute(0, 2, 3, 1)[:, ::down, ::right].contiguous()
+        return thinned.permute(0, 3, 1, 2)
 
 
 class DilatedDepthwise(nn.Conv2d):
