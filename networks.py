@@ -142,7 +142,7 @@ def load_trained(path: str | Path, model: str | None = None, named: Path | None 
 
 
 def load_teacher(
-    folder: str, student: Path, held_out: int | None, device: Device
+    folder: str, student: Path, held_out: int | None, device: Device, dry_run: bool = False
 ) -> tuple[Teacher | Replay | None, dict | None]:
     """The network that a recipe's `teacher` names, or its answers, and what settings.json says.
 
@@ -164,6 +164,8 @@ def load_teacher(
             f"the teacher in {folder} was trained with --val-split {theirs}, this run has "
             f"{held_out}, so they know different images; train one with the same --val-split"
         )
+    if trained.settings.get("dry_run") and not dry_run:
+        raise UsageError(f"the teacher in {folder} is a dry run's; give one of CIFAR-10")
     device = trained.source.fitting(device)
     teacher = Teacher(prepare(trained.network, device), device)
     digest = hashlib.sha256(trained.file.read_bytes()).hexdigest()

@@ -80,7 +80,8 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
     loader = utils.make_loader(images, labels, augment, recipe.batch_size, device, **options)
 
     # 3. The model, and what moves it: teacher, criterion, optimizer, schedule.
-    teacher, taught_by = networks.load_teacher(recipe.teacher, network.file, args.val_split, device)
+    known = network.file, args.val_split, device, args.dry_run
+    teacher, taught_by = networks.load_teacher(recipe.teacher, *known)
     if teacher is not None:  # stored answers belong to their batches: the sampler gets their seed
         here = data, args.val_split, augment, recipe, num_workers, device, team
         teacher.attend(loader.sampler, teachers.circumstances(*here))

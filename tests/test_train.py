@@ -221,6 +221,8 @@ def test_a_network_is_distilled_from_another_run_s(capsys, tmp_path):
     status, _, error = call(capsys, *taught, "--set", f"teacher={tmp_path}/nobody")
     assert status == 2
     assert f"{tmp_path}/nobody is not there; give a run's folder" in error
+    with pytest.raises(UsageError, match="is a dry run's; give one of CIFAR-10"):
+        networks.load_teacher(str(teacher), path, None, utils.Device.pick("cpu"))
 
 
 def test_a_teacher_of_this_repository_is_known_by_its_name(monkeypatch, tmp_path):

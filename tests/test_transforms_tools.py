@@ -31,7 +31,7 @@ def call(tool, capsys, *arguments: object) -> tuple[int, str, str]:
 def test_what_the_repository_ships_passes(capsys):
     status, out, error = call(validate_transforms, capsys, "--dry-run")
     assert status == 0, out + error
-    assert "54 of 54 checks passed" in out
+    assert "89 of 89 checks passed" in out
     assert "FAIL" not in out
 
 
@@ -450,6 +450,23 @@ def test_a_rate_of_the_crops_is_noticed(step, sample):
     for each in drawn[:150]:
         each.pop(step, None)
     assert names(validate_transforms.check_steps(rates, drawn)) == {f"{step}: rate"}
+
+
+def test_cifarnet_s_augmentation_keeps_its_promises(sample):
+    stats = (0.5,) * 3, (0.2,) * 3
+    pipeline = utils.train_transform(*stats, name="crop_affine_jitter")
+    assert names(validate_transforms.check_fill(pipeline, *stats)) == set()
+    rates = validate_transforms.RATES["crop_affine_jitter"]
+    drawn = validate_transforms.apply(pipeline, sample.train_images[:400])[1]
+    assert names(validate_transforms.check_steps(rates, drawn)) == set()
+    for each in drawn:
+        each.get("ColorJitter", {"hue": 0.0})["hue"] /= 2
+    assert names(validate_transforms.check_steps(rates, drawn)) == {"ColorJitter: hue"}
+    for step in pipeline.transforms:
+        if isinstance(step, A.CoarseDropout):
+            step.fill = 0
+    wrong = names(validate_transforms.check_fill(pipeline, *stats))
+    assert wrong == {"pixels neither image nor fill"}
 
 
 class Off:

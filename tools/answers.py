@@ -36,7 +36,11 @@ from support.settings import InUseError
 
 
 def load_teachers(
-    names: Sequence[str], student: Path, held_out: int | None, device: utils.Device
+    names: Sequence[str],
+    student: Path,
+    held_out: int | None,
+    device: utils.Device,
+    dry_run: bool,
 ) -> tuple[list[teachers.Teacher], dict]:
     """The networks that answer, and what is told of them.
 
@@ -47,7 +51,7 @@ def load_teachers(
     for name in names:
         known = networks.REFERENCE / name
         folder = Path(name).absolute() if Path(name).exists() or not known.is_dir() else known
-        teacher, told = networks.load_teacher(str(folder), student, held_out, device)
+        teacher, told = networks.load_teacher(str(folder), student, held_out, device, dry_run)
         if isinstance(teacher, teachers.Replay):
             raise cli.UsageError(f"{name} holds answers; give the run of the network itself")
         found.append(teacher)
@@ -94,7 +98,8 @@ def work(args: argparse.Namespace) -> None:
             "is named without a flag, so add --set teacher="
         )
     device = network.fitting(utils.Device.pick(args.device))
-    asked, about = load_teachers(args.teachers, network.file, args.val_split, device)
+    known = network.file, args.val_split, device, args.dry_run
+    asked, about = load_teachers(args.teachers, *known)
     data = cli.load_data(args)
     images, labels = data.train_images, data.train_labels
     if args.val_split is not None:

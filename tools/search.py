@@ -79,7 +79,8 @@ def check_teacher(
     """
     device, held_out = network.fitting(utils.Device.pick(args.device)), args.val_split
     recipe = recipe.fitted(len(kept), shrink=True)
-    teacher, _ = networks.load_teacher(recipe.teacher, network.file, held_out, device)
+    known = network.file, held_out, device, args.dry_run
+    teacher, _ = networks.load_teacher(recipe.teacher, *known)
     augment = recipe.train_transform(*utils.channel_stats(data.train_images[kept]), args.epochs)
     num_workers, _ = workers.choose(augment)
     sampler = utils.BatchSampler(len(kept), recipe.batch_size, shuffle=True)
