@@ -53,7 +53,7 @@ from torch import Tensor, nn
 # Muon with peaks near the best of model 2's trials of 8 epochs; dropout off, since 74,000 weights
 # are too few to learn 50,000 images by heart. After 8 epochs, with augmentation at 0.1, it was no
 # better on the training images than on the 5,000 held-out ones (83.8 and 84.5 %). With the crop of
-# models 1 and 2 instead of Affine, one seed shows no difference: docs/recipes.md.
+# models 1 and 2 instead of Affine, three seeds show no difference: docs/recipes.md.
 RECIPE = {
     "optimizer": "muon",  # orthogonalised steps on the convolutions, SGD on the rest
     "lr": 0.08,  # the schedule's peak, of the convolutions
