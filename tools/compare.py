@@ -47,7 +47,7 @@ PUBLISHED = {
 NETWORKS = {name: choice for name, (choice, *_) in PUBLISHED.items()}
 # Points below its network's published figure at which a run is taken for one of far too few epochs,
 # which says nothing of its network, and left out of the pictures: so far a recipe lacks 1.4 at most
-# by itself (model 2 after 10 epochs), CifarNet after 10 epochs, published with 250, lacks 27.
+# by itself (model 2 after 10 epochs), CifarNet after 10 of its published 250 epochs lacked 27.
 MOST_BELOW = 5.0
 # What --recipe was, in other words: a baseline's own RECIPE is its published one where known.
 SOURCES = {"tuned": "the file's RECIPE", "ours": "model 2's RECIPE", "published": "PUBLISHED"}
