@@ -257,6 +257,7 @@ def test_names_in_the_picture_cover_no_other_and_are_whole(monkeypatch):
     changes = {
         "distilled": ", distilled from a larger one",
         "changed": ", augment 0.5, augment_epochs 24, other_lr 0.02",
+        "taught": ", distilled from A and another (10 views), teacher_temperature 2.0" + 90 * " b",
     }
 
     def row(network: str, source: str, parameters: int, final: float) -> dict:
@@ -279,6 +280,7 @@ def test_names_in_the_picture_cover_no_other_and_are_whole(monkeypatch):
         row("CNN_Model_3", "a run", 73_994, 86.37),
         row("CNN_Model_3", "a run", 73_994, 86.9),
         row("CNN_Model_3", "distilled", 73_994, 91.4),
+        row("CNN_Model_3", "taught", 73_994, 88.7),
         row("CNN_Model_2", "distilled", 222_058, 91.4),
         row("DilatedCNN", "a run", 86_954, 85.4),
         row("C1C2C3C4", "published", 92_394, 85.1),

@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 from pydantic import BaseModel, FiniteFloat, NonNegativeInt, PositiveInt, TypeAdapter, conlist
 from torch.utils.flop_counter import FlopCounterMode
@@ -247,6 +248,12 @@ def _axes(size: tuple[float, float], title: str, xlabel: str, note: str) -> Axes
     return axes
 
 
+def _place(text: Annotation, x: float, y: float) -> Bbox:
+    """Moves a name beside its point, in points of print; what it then covers, in pixels."""
+    text.set(position=(x, y), ha=("right", "left")[x > 0], va=("top", "bottom")[y > 0])
+    return text.get_window_extent()
+
+
 def comparison(rows: Sequence[dict], note: str = "") -> bytes:
     """Accuracy against parameters, published and measured, with the Pareto front, as PNG."""
 
@@ -268,20 +275,22 @@ def comparison(rows: Sequence[dict], note: str = "") -> bytes:
     axes.figure.draw_without_rendering()  # settles the layout, so that places can be compared
     points = axes.transData.transform(list(zip(sizes, finals, strict=True)))
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
-    # Each name stands where it covers no other name or point; the front may pass behind it.
+    # Each name stands where it covers no other name or point, if there is such a place in the axes;
+    # the front may pass behind it.
     for row in [*own, *reports]:
         name, point = "{network}{changes}, {epochs} epochs", (row["parameters"], row["final"])
+        name = textwrap.fill(name.format(**row), 50)
         look = {"size": 8, "zorder": 3, "bbox": {"fc": "w", "ec": "none", "alpha": 0.8, "pad": 0.5}}
-        text = axes.annotate(name.format(**row), point, (0, 0), textcoords="offset points", **look)
+        text = axes.annotate(name, point, (0, 0), textcoords="offset points", **look)
         text.set_in_layout(False)  # else a name that leaves the axes would move them, and all names
         ways = [(7, 5), (7, -5), (-7, 5), (-7, -5)][:: -1 if row in reports else 1]
-        for x, y in [(x, away * y) for away in (1, 3, 5, 7) for x, y in ways]:
-            text.set(position=(x, y), ha=("right", "left")[x > 0], va=("top", "bottom")[y > 0])
-            box = text.get_window_extent()
-            inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1)
-            if inside and box.count_overlaps(taken) == 0:
-                break
-        taken.append(box)
+        places = [(x, away * y) for away in (1, 3, 5, 7) for x, y in ways]
+        boxes = [_place(text, x, y) for x, y in places]
+        faults = [
+            (box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1, box.count_overlaps(taken))
+            for box in boxes
+        ]
+        taken.append(_place(text, *places[faults.index(min(faults))]))
     return plots.png(axes.figure)
 
 
