@@ -279,7 +279,7 @@ def comparison(rows: Sequence[dict], note: str = "") -> bytes:
     # the front may pass behind it.
     for row in [*own, *reports]:
         name, point = "{network}{changes}, {epochs} epochs", (row["parameters"], row["final"])
-        name = textwrap.fill(name.format(**row), 50)
+        name = textwrap.fill(name.format(**row), 50)  # else a long one fits nowhere
         look = {"size": 8, "zorder": 3, "bbox": {"fc": "w", "ec": "none", "alpha": 0.8, "pad": 0.5}}
         text = axes.annotate(name, point, (0, 0), textcoords="offset points", **look)
         text.set_in_layout(False)  # else a name that leaves the axes would move them, and all names
