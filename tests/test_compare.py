@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import math
 
 import pytest
 
@@ -285,6 +286,8 @@ def test_names_in_the_picture_cover_no_other_and_are_whole(monkeypatch):
         row("DilatedCNN", "a run", 86_954, 85.4),
         row("C1C2C3C4", "published", 92_394, 85.1),
         row("CifarNet", "a run", 174_762, 83.0),
+        row("CifarNet", "published", 174_762, 82.5),
+        row("CNN_Model_2", "a run", 222_058, 83.2),
     ]
     monkeypatch.setattr(plots, "png", lambda figure: figure)
     figure = compare.comparison(rows)
@@ -297,6 +300,13 @@ def test_names_in_the_picture_cover_no_other_and_are_whole(monkeypatch):
         assert figure.axes[0].bbox.x0 <= box.x0 < box.x1 <= figure.axes[0].bbox.x1, text.get_text()
     for (one, box), (other, its) in itertools.combinations(boxes.items(), 2):
         assert not box.overlaps(its), (one.get_text(), other.get_text())
+    for text, box in boxes.items():  # and nobody takes a name for another point's
+        gaps = {}
+        for each in boxes:
+            x, y = figure.axes[0].transData.transform(each.xy)
+            nearest = min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1)
+            gaps[each] = math.dist((x, y), nearest)
+        assert gaps[text] <= min(gaps.values()) + 1, text.get_text()
 
 
 def figures(monkeypatch) -> dict:

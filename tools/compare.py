@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -254,13 +255,18 @@ def _place(text: Annotation, x: float, y: float) -> Bbox:
     return text.get_window_extent()
 
 
+def _gaps(box: Bbox, points: np.ndarray) -> np.ndarray:
+    """How far a name is from each of the points (N, 2), in pixels; 0 inside it."""
+    return np.hypot(*np.maximum(0, np.maximum(box.min - points, points - box.max)).T)
+
+
 def comparison(rows: Sequence[dict], note: str = "") -> bytes:
     """Accuracy against parameters, published and measured, with the Pareto front, as PNG."""
 
     def columns(rows: Sequence[dict]) -> list[list]:
         return [[row[key] or 0 for row in rows] for key in ("parameters", "final", "final_std")]
 
-    axes = _axes((14, 9), "Test accuracy against the size of the network", "parameters", note)
+    axes = _axes((14, 12), "Test accuracy against the size of the network", "parameters", note)
     label = "Pareto front: nothing smaller is more accurate"
     sizes, finals, _ = columns(pareto(rows))
     axes.step(sizes, finals, "--", where="post", color=plots.MARK, alpha=0.7, label=label)
@@ -275,8 +281,8 @@ def comparison(rows: Sequence[dict], note: str = "") -> bytes:
     axes.figure.draw_without_rendering()  # settles the layout, so that places can be compared
     points = axes.transData.transform(list(zip(sizes, finals, strict=True)))
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
-    # Each name stands where it covers no other name or point, if there is such a place in the axes;
-    # the front may pass behind it.
+    # Each name stands where it covers no other name or point and is nearest to its own point, if
+    # there is such a place in the axes; the front may pass behind it.
     for row in [*own, *reports]:
         name, point = "{network}{changes}, {epochs} epochs", (row["parameters"], row["final"])
         name = textwrap.fill(name.format(**row), 50)  # else a long one fits nowhere
@@ -286,8 +292,13 @@ def comparison(rows: Sequence[dict], note: str = "") -> bytes:
         ways = [(7, 5), (7, -5), (-7, 5), (-7, -5)][:: -1 if row in reports else 1]
         places = [(x, away * y) for away in (1, 3, 5, 7) for x, y in ways]
         boxes = [_place(text, x, y) for x, y in places]
+        here = axes.transData.transform(point)
         faults = [
-            (box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1, box.count_overlaps(taken))
+            (
+                box.x0 < axes.bbox.x0 or box.x1 > axes.bbox.x1,
+                box.count_overlaps(taken),
+                _gaps(box, points).min() < _gaps(box, here[None])[0] - 1,
+            )
             for box in boxes
         ]
         taken.append(_place(text, *places[faults.index(min(faults))]))
