@@ -110,6 +110,66 @@ def test_paired_convolution_evaluates_in_its_fast_form_where_precision_is_reduce
     assert groups == [4, 8, 8]
 
 
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "padding"),
+    [((4, 4), 3, 1, 1), ((5, 6), (3, 2), (2, 1), (1, 0)), ((7, 7), (1, 3), 2, (0, 1))],
+)
+def test_gradients_of_a_convolution_to_few_pixels(shape, kernel, stride, padding):
+    convolution = nn.Conv2d(3, 5, kernel, stride, padding, bias=False).double()
+    x = torch.randn(2, 3, *shape, dtype=torch.float64, requires_grad=True)
+    settings = convolution.stride, convolution.padding
+    assert torch.autograd.gradcheck(
+        lambda x, weight: cpu._WeightGradientByMatrix.apply(x, weight, *settings),
+        (x, convolution.weight),
+    )
+
+
+def with_amx(monkeypatch, present: bool) -> None:
+    """speed_up as on a CPU with AMX or without."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": present})
+
+
+@pytest.mark.parametrize(("size", "stride", "moves"), [(4, 1, True), (8, 2, True), (5, 1, False)])
+def test_few_pixels_convolution_is_the_same_convolution(size, stride, moves, monkeypatch):
+    with_amx(monkeypatch, True)
+    convolution = nn.Conv2d(8, 16, 3, stride, 1, bias=False).to(memory_format=torch.channels_last)
+    faster = cpu.speed_up(nn.Sequential(copy.deepcopy(convolution)))
+    assert type(faster[0]) is cpu.FewPixelsConv2d
+    taken = []
+    apply = cpu._WeightGradientByMatrix.apply
+    monkeypatch.setattr(
+        cpu._WeightGradientByMatrix, "apply", lambda *a: taken.append(1) or apply(*a)
+    )
+    x = torch.randn(4, 8, size, size).to(memory_format=torch.channels_last).requires_grad_()
+    outputs, gradients = [], []
+    for model in (convolution, faster):
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs.append(model(x))
+        outputs[-1].float().square().sum().backward()
+        gradients += [x.grad, next(model.parameters()).grad]
+        x.grad = None
+    assert taken == [1] * moves
+    assert torch.equal(*outputs)
+    assert outputs[1].is_contiguous(memory_format=torch.channels_last)
+    for reference, ours in zip(gradients[:2], gradients[2:], strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - reference).norm() < 0.01 * reference.norm()  # bf16 has 8 bits
+    # In float32 and in evaluation it is PyTorch's own.
+    torch.testing.assert_close(faster(x), convolution(x), rtol=0, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        faster.eval()(x)
+    assert taken == [1] * moves
+
+
+def test_only_with_amx_and_plain_convolutions_are_done_by_matrix(monkeypatch):
+    with_amx(monkeypatch, False)
+    assert type(cpu.speed_up(nn.Sequential(nn.Conv2d(8, 16, 3, bias=False)))[0]) is nn.Conv2d
+    with_amx(monkeypatch, True)
+    for options in ({"bias": True}, {"dilation": 2}, {"groups": 2}, {"padding": "same"}):
+        other = nn.Conv2d(8, 16, 3, **{"bias": False, **options})
+        assert type(cpu.speed_up(nn.Sequential(other))[0]) is nn.Conv2d
+
+
 @pytest.mark.parametrize("size", [1, (1, 1)])
 def test_global_pool_is_the_same_pool_with_a_gradient_of_the_same_layout(size):
     pool = nn.AdaptiveAvgPool2d(size)
