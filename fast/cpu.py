@@ -146,17 +146,20 @@ class FewPixelsConv2d(nn.Conv2d):
     """A convolution to an image of few pixels, with a faster gradient of its weight.
 
     With AMX, oneDNN does a matrix product several times faster than this gradient (bf16, PyTorch
-    2.14): for 512 filters of 256x3x3 and 256 images of 4x4 pixels 17 instead of 76 ms on one core.
-    From 8x8 pixels on, gathering the patches costs what it gains; without AMX there is no gain.
+    2.14). From 8x8 pixels on, gathering the patches costs what that gains; without AMX nothing is
+    gained at 4x4 either. What it is worth: docs/speed.md.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        reduced = self.training and torch.is_autocast_enabled("cpu")
+        # Autocast leaves float64 as it is; a single image has no dimension of batches.
+        reduced = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64 and x.ndim == 4
+        if not (self.training and reduced):
+            return super().forward(x)
         places = zip(x.shape[2:], self.padding, self.kernel_size, self.stride, strict=True)
         height, width = (
             (side + 2 * pad - kernel) // step + 1 for side, pad, kernel, step in places
         )
-        if not reduced or height * width > 16:
+        if height * width > 16:
             return super().forward(x)
         dtype = torch.get_autocast_dtype("cpu")
         weight = self.weight.to(dtype)

@@ -156,7 +156,11 @@ def test_few_pixels_convolution_is_the_same_convolution(size, stride, moves, mon
         assert (ours - reference).norm() < 0.01 * reference.norm()  # bf16 has 8 bits
     # In float32 and in evaluation it is PyTorch's own.
     torch.testing.assert_close(faster(x), convolution(x), rtol=0, atol=0)
+    # In float64, whatever the autocast, and for an image without a batch, too.
     with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(faster(x[0]), convolution(x[0]), rtol=0, atol=0)
+        exact = copy.deepcopy(faster).double()(x.double())
+        torch.testing.assert_close(exact, convolution.double()(x.double()))
         faster.eval()(x)
     assert taken == [1] * moves
 
