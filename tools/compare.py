@@ -275,12 +275,16 @@ def comparison(rows: Sequence[dict], note: str = "") -> bytes:
     look = {"color": plots.TEST, "markerfacecolor": "white", "label": "published"}
     axes.errorbar(*columns(reports), fmt="s", capsize=3, **look)
     axes.errorbar(*columns(own), fmt="o", capsize=3, color=plots.TRAIN, label="measured here")
-    sizes, finals, _ = columns(rows)
+    sizes, finals, spreads = columns(rows)
     axes.set(xlim=(min(sizes) / 6, max(sizes) * 4), ymargin=0.1)  # room for the names
     axes.figure.legend(loc="outside upper center", ncols=3)
     axes.figure.draw_without_rendering()  # settles the layout, so that places can be compared
     points = axes.transData.transform(list(zip(sizes, finals, strict=True)))
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in points]
+    highest = axes.transData.transform(list(zip(sizes, np.add(finals, spreads), strict=True)))
+    taken = [  # each point and its error bar, whose halves are alike
+        Bbox.from_extents(x - 5, 2 * y - high - 5, x + 5, high + 5)
+        for (x, y), (_, high) in zip(points, highest, strict=True)
+    ]
     # Each name stands where it covers no other name or point and is nearest to its own point, if
     # there is such a place in the axes; the front may pass behind it.
     for row in [*own, *reports]:
