@@ -146,8 +146,8 @@ class FewPixelsConv2d(nn.Conv2d):
     """A convolution to an image of few pixels, with a faster gradient of its weight.
 
     With AMX, oneDNN does a matrix product several times faster than this gradient (bf16, PyTorch
-    2.14). From 8x8 pixels on, gathering the patches costs what that gains; without AMX nothing is
-    gained at 4x4 either. What it is worth: docs/speed.md.
+    2.14). From 8x8 pixels on, gathering the patches costs most of what that gains; without AMX some
+    layers gain at 4x4 and others lose. What it is worth: docs/speed.md.
     """
 
     def forward(self, x: Tensor) -> Tensor:
