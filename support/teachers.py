@@ -31,7 +31,10 @@ from support.settings import validated
 from utils import BatchSampler, Device
 
 NAME = "answers.json"  # in a folder of answers
-SEED = 0  # of the batches that answers are given for
+# Of the batches that answers are given for: one that --seed cannot give. A teacher remembers the very
+# images it was trained on (a ResNet was right on 96 % of a view like its first epoch, 99.2 % of its
+# 13th of 16), and what it takes them for tells little more than their labels.
+SEED = 2**32
 # Of fingerprints, in standard deviations of pixels: what another machine rounds differently stays
 # far below, what another version draws differently far above.
 TOLERANCE = 0.02
@@ -121,6 +124,7 @@ def circumstances(
     """
     batched = workers is None
     about = {
+        "seed": SEED,
         "data_sha256": cifar10.digests(data),
         "val_split": held_out,
         "train_transform": transform.to_dict(),

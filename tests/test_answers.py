@@ -78,7 +78,7 @@ def stored(folder: Path, view: int) -> torch.Tensor:
     return torch.load(folder / f"view_{view:04}.pt", weights_only=True)["answers"].float()
 
 
-def batches(view: int, seed: int = 0) -> list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+def batches(view: int, seed: int = teachers.SEED) -> list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
     """The batches of an epoch as make_loader gives them: indices, images in float32, labels."""
     data = cifar10.load_sample()
     recipe = networks.load_network("2").recipe  # for the type alone
@@ -122,8 +122,9 @@ def test_stored_answers_are_the_mean_of_what_the_teachers_take_the_images_for(as
     assert about["network"] == "CNN_Model_2 and CNN_Model_3"
 
 
-def test_replaying_is_being_taught(ask, learn, tmp_path):
+def test_replaying_is_being_taught(ask, learn, tmp_path, monkeypatch):
     """With as many views as epochs and the answers' own seed: the same batches and targets."""
+    monkeypatch.setattr(teachers, "SEED", 0)
     assert ask("model_2", "--views", EPOCHS)[0] == 0
     ways = {"asked": networks.REFERENCE / "model_2", "replayed": only(tmp_path)}
     losses = {}
@@ -137,6 +138,15 @@ def test_replaying_is_being_taught(ask, learn, tmp_path):
     assert settings["teacher"]["network"] == "CNN_Model_2"
     assert settings["teacher"]["views"] == "3"
     assert settings["seed"] == 0
+
+
+def test_no_teacher_was_trained_on_the_images_that_it_answers_for(learn):
+    """Their very crops, flips and holes: no run can have the answers' seed."""
+    status, _, error = learn("model_2", "--seed", teachers.SEED)
+    assert status != 0
+    assert "argument --seed" in error
+    for (_, images, _), (_, others, _) in zip(batches(1), batches(1, seed=0), strict=True):
+        assert not torch.equal(images, others)
 
 
 def test_the_same_views_come_again_whatever_the_seed(folder):
