@@ -25,7 +25,7 @@ from support import model_files
 from support import settings as run_settings
 from support.files import HERE, load_weights
 from support.teachers import NAME as ANSWERS
-from support.teachers import Replay, Teacher
+from support.teachers import Replay, Teacher, batch_seed
 from utils import Device
 
 REFERENCE = HERE / "output" / "reference"
@@ -167,6 +167,6 @@ def load_teacher(
     if trained.settings.get("dry_run") and not dry_run:
         raise UsageError(f"the teacher in {folder} is a dry run's; give one of CIFAR-10")
     device = trained.source.fitting(device)
-    teacher = Teacher(prepare(trained.network, device), device)
     digest = hashlib.sha256(trained.file.read_bytes()).hexdigest()
+    teacher = Teacher(prepare(trained.network, device), device, batch_seed(digest))
     return teacher, {"network": trained.name, "weights_sha256": digest}

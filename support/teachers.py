@@ -1,7 +1,7 @@
 """Distillation: a teacher's answers beside the labels, asked for at every step or replayed.
 
     teacher, about = networks.load_teacher(recipe.teacher, ...)  # a Teacher, a Replay, None
-    teacher.attend(loader.sampler, circumstances(...))          # the batches that it can answer
+    teacher.attend(loader.sampler, circumstances(...))          # the batches that it answers
     lesson = teacher.begin(loader.sampler)(images, labels)      # once an epoch; once a batch
     loss = make_criterion(recipe)(logits, lesson)
 
@@ -31,13 +31,19 @@ from support.settings import validated
 from utils import BatchSampler, Device
 
 NAME = "answers.json"  # in a folder of answers
-# Of the batches that answers are given for: one that --seed cannot give. A teacher remembers the very
-# images it was trained on (a ResNet was right on 96 % of a view like its first epoch, 99.2 % of its
-# 13th of 16), and what it takes them for tells little more than their labels.
-SEED = 2**32
 # Of fingerprints, in standard deviations of pixels: what another machine rounds differently stays
 # far below, what another version draws differently far above.
 TOLERANCE = 0.02
+
+
+def batch_seed(weights: str) -> int:
+    """Of batches that a network was not trained on, from its weights' SHA-256 (or several).
+
+    It remembers the very crops and flips it has seen (a ResNet was right on 96 % of the images of
+    its first epoch, on 99.2 % of those of its 13th of 16), and what it takes those for tells little
+    more than their labels. No --seed is as large, and none could be made of weights to come.
+    """
+    return 2**32 + int(hashlib.sha256(weights.encode()).hexdigest()[:12], 16)
 
 
 class Lesson(NamedTuple):
@@ -86,13 +92,15 @@ class Teacher:
     Args:
         network: in eval mode, on the device of the training.
         device: with the layout that the network takes.
+        seed: batch_seed of its weights.
     """
 
-    def __init__(self, network: nn.Module, device: Device) -> None:
-        self.network, self.device = network, device
+    def __init__(self, network: nn.Module, device: Device, seed: int) -> None:
+        self.network, self.device, self.seed = network, device, seed
 
     def attend(self, sampler: BatchSampler, now: dict) -> None:
-        """Any batches will do."""
+        """Lets the sampler draw batches that the teacher was not trained on."""
+        sampler.seed += self.seed
 
     def begin(self, sampler: BatchSampler) -> "Teacher":
         """What answers an epoch's batches."""
@@ -124,7 +132,6 @@ def circumstances(
     """
     batched = workers is None
     about = {
-        "seed": SEED,
         "data_sha256": cifar10.digests(data),
         "val_split": held_out,
         "train_transform": transform.to_dict(),
@@ -146,6 +153,7 @@ class About(BaseModel, strict=True):
 
     network: str
     weights_sha256: str
+    seed: PositiveInt
     views: PositiveInt
     circumstances: dict
 
@@ -241,7 +249,7 @@ class Replay:
                 )
         if any(len(answers) != sampler.size for answers, _ in self.views):
             raise UsageError(f"{self.folder} is damaged: it has not an answer for each image")
-        sampler.seed, sampler.views = SEED, len(self.views)
+        sampler.seed, sampler.views = self.about["seed"], len(self.views)
 
     def begin(self, sampler: BatchSampler) -> Callable[[Tensor, Tensor], Lesson]:
         """What answers this process's parts of the epoch's batches, one after the other."""

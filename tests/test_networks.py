@@ -160,7 +160,7 @@ def test_a_contiguous_teacher_teaches_a_network_that_is_not(capsys, tmp_path):
     model = written(tmp_path, HEAD + TUTORIAL)
     network = networks.load_network(str(model))
     assert network.fitting(utils.Device.pick("cpu")).layout == torch.contiguous_format
-    teacher = networks.Teacher(network.build().eval(), utils.Device(torch.device("cpu")))
+    teacher = networks.Teacher(network.build().eval(), utils.Device(torch.device("cpu")), 0)
     images = torch.rand(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     answers = teacher(images, torch.tensor([0, 1, 2, 3])).answers
     torch.testing.assert_close(answers.exp().sum(dim=1), torch.ones(4))

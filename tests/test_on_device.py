@@ -93,7 +93,7 @@ def epoch(
             loader = FromTheCPU([(batch[0].to(device.dtype), batch[1])] * 2)
         model = networks.prepare(model, device, recipe)
         if teacher is not None:
-            taught_by = networks.Teacher(networks.prepare(taught_by, device), device)
+            taught_by = networks.Teacher(networks.prepare(taught_by, device), device, 0)
         criterion = teachers.make_criterion(recipe)
         optimizer = recipes.make_optimizer(model, recipe, device.dtype)
         scheduler = recipes.make_scheduler(optimizer, recipe, len(loader))

@@ -450,7 +450,7 @@ def test_a_teacher_s_answers_are_mixed_with_the_labels(share, temperature):
         gradients.append((1 - share) * (probability - (label == 0)) * x)
         gradients[-1] += share * t * (soft - answer) * x
     model = OneWeight(2.0)
-    asked = teachers.Teacher(teacher, FULL)
+    asked = teachers.Teacher(teacher, FULL, 0)
     mixed = teachers.Distillation(nn.CrossEntropyLoss(), share, temperature)
     result = train_once(model, grey_loader(5), lr=0.5, criterion=mixed, teacher=asked)
     assert result.loss == pytest.approx(sum(losses) / 5, rel=1e-6)

@@ -57,7 +57,8 @@ def load_teachers(
         found.append(teacher)
         for key, values in about.items():
             values.append(told[key])
-    return found, {key: " and ".join(values) for key, values in about.items()}
+    about = {key: " and ".join(values) for key, values in about.items()}
+    return found, about | {"seed": teachers.batch_seed(about["weights_sha256"])}
 
 
 @torch.no_grad()
@@ -126,7 +127,7 @@ def work(args: argparse.Namespace) -> None:
         write_file(there, json.dumps(about | {"views": views}, indent=2) + "\n")
         print(f"Teacher: {about['network']}\nDevice: {device}, {device.dtype}, {how}")
         print(f"Output: {folder}", flush=True)
-        options = {"shuffle": True, "seed": teachers.SEED, "workers": num_workers, "team": ALONE}
+        options = {"shuffle": True, "seed": about["seed"], "workers": num_workers, "team": ALONE}
         loader = utils.make_loader(images, labels, augment, recipe.batch_size, device, **options)
         for view in range(1, views + 1):
             title, file = f"View {view} of {views}", teachers.view_file(folder, view)
@@ -138,7 +139,7 @@ def work(args: argparse.Namespace) -> None:
                 except CheckpointError as error:
                     print(f"{error}; it is asked for anew")
             start = time.perf_counter()
-            utils.seed_everything(teachers.SEED, view)
+            utils.seed_everything(about["seed"], view)
             loader.sampler.set_epoch(view)
             answers, first, right = answer(loader, asked, device, title)
             teachers.write_view(folder, view, answers, first)
