@@ -29,13 +29,18 @@ def model_1(pretrained: bool = True) -> _torch.nn.Module:
     return _network("model_1", pretrained)
 
 
+def model_1_distilled(pretrained: bool = True) -> _torch.nn.Module:
+    """Model 1, taught by a ResNet as well: 93.02 % (output/reference/model_1_distilled)."""
+    return _network("model_1_distilled", pretrained)
+
+
 def model_2(pretrained: bool = True) -> _torch.nn.Module:
     """Model 2, 222,058 parameters: 89.98 % on the test set (output/reference/model_2)."""
     return _network("model_2", pretrained)
 
 
 def model_2_distilled(pretrained: bool = True) -> _torch.nn.Module:
-    """Model 2, taught by model 1 as well: 90.79 % (output/reference/model_2_distilled)."""
+    """Model 2, taught by a ResNet as well: 91.22 % (output/reference/model_2_distilled)."""
     return _network("model_2_distilled", pretrained)
 
 

@@ -330,6 +330,19 @@ def figures(monkeypatch) -> dict:
     return drawn
 
 
+def test_long_names_leave_room_to_curves_and_others(capsys, tmp_path, monkeypatch):
+    """Those of the committed runs, of which the distilled ones have many changes."""
+    drawn = figures(monkeypatch)
+    status, _, error = call(capsys, "--output-dir", tmp_path)
+    assert (status, error) == (0, "")
+    figure = drawn["progress"]
+    legend, title = figure.legends[0].get_window_extent(), figure.axes[0].title.get_window_extent()
+    assert not legend.overlaps(title)
+    assert figure.axes[0].bbox.width > 0.6 * figure.bbox.width
+    names = [text.get_window_extent() for text in drawn["comparison"].axes[0].texts]
+    assert not any(box.overlaps(other) for box, other in itertools.combinations(names, 2))
+
+
 def test_trainings_that_were_stopped_at_the_start_are_in_the_table_alone(
     capsys, tmp_path, monkeypatch
 ):

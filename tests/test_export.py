@@ -743,7 +743,7 @@ def test_the_committed_files_are_small():
     assert sum(sizes) < 3_000_000
 
 
-@pytest.mark.parametrize("name", [*OURS, "model_3_robust"])
+@pytest.mark.parametrize("name", [*OURS, "model_1_distilled", "model_3_robust"])
 def test_torch_hub_loads_our_networks_from_anywhere(name, sample, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for theirs in ("utils", "networks", "model_1", "errors"):  # modules of the caller's own

@@ -28,7 +28,8 @@ KEPT = {"settings.json", "log.csv", "results.json", "weights.pt"}
 WHOLE = "model_2"  # the run that is there as train.py left it
 PICTURES = ("curves", "confusion_matrix", "class_accuracy", "misclassified", "augmentations")
 FOR_USERS = (
-    "model_1", "model_2", "model_2_distilled", "model_3", "model_3_distilled", "model_3_robust",
+    "model_1", "model_1_distilled", "model_2", "model_2_distilled", "model_3", "model_3_distilled",
+    "model_3_robust",
 )  # fmt: skip
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 # The ways of tools.bench, as the table calls them.

@@ -249,9 +249,9 @@ def _axes(size: tuple[float, float], title: str, xlabel: str, note: str) -> Axes
     return axes
 
 
-def _place(text: Annotation, x: float, y: float) -> Bbox:
+def _place(text: Annotation, name: str, x: float, y: float) -> Bbox:
     """Moves a name beside its point, in points of print; what it then covers, in pixels."""
-    text.set(position=(x, y), ha=("right", "left")[x > 0], va=("top", "bottom")[y > 0])
+    text.set(text=name, position=(x, y), ha=("right", "left")[x > 0], va=("top", "bottom")[y > 0])
     return text.get_window_extent()
 
 
@@ -289,13 +289,14 @@ def comparison(rows: Sequence[dict], note: str = "") -> bytes:
     # there is such a place in the axes; the front may pass behind it.
     for row in [*own, *reports]:
         name, point = "{network}{changes}, {epochs} epochs", (row["parameters"], row["final"])
-        name = textwrap.fill(name.format(**row), 50)  # else a long one fits nowhere
+        shapes = [textwrap.fill(name.format(**row), width) for width in (50, 34)]  # the wide first
         look = {"size": 8, "zorder": 3, "bbox": {"fc": "w", "ec": "none", "alpha": 0.8, "pad": 0.5}}
-        text = axes.annotate(name, point, (0, 0), textcoords="offset points", **look)
+        text = axes.annotate("", point, (0, 0), textcoords="offset points", **look)
         text.set_in_layout(False)  # else a name that leaves the axes would move them, and all names
         ways = [(7, 5), (7, -5), (-7, 5), (-7, -5)][:: -1 if row in reports else 1]
         places = [(x, away * y) for away in (1, 3, 5, 7) for x, y in ways]
-        boxes = [_place(text, x, y) for x, y in places]
+        places = [(shape, *place) for shape in shapes for place in places]
+        boxes = [_place(text, *place) for place in places]
         here = axes.transData.transform(point)
         faults = [
             (
@@ -328,7 +329,8 @@ def progress(trainings: Sequence[dict], reports: Sequence[dict], note: str = "")
             # The marker is at its end, where another line may go on.
             look = {"color": colors[network], "linewidth": 2, "marker": "o", "markevery": [-1]}
             label = "{network}{changes}, {epochs} epochs, seed {seed}: ".format(**row)
-            look["label"] = f"{label}{values[-1]:.2f}"
+            # Long lines would squeeze the axes.
+            look["label"] = textwrap.fill(f"{label}{values[-1]:.2f}", 60)
         axes.plot(range(1, len(values) + 1), values, **look)
     if others := len(curves) - len(best):
         axes.plot([], [], label=f"other runs ({others})", **faint)
