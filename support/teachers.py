@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor, nn
 
 import cifar10
@@ -31,6 +31,7 @@ from support.settings import validated
 from utils import BatchSampler, Device
 
 NAME = "answers.json"  # in a folder of answers
+MOST_VIEWS = 9999
 # Of fingerprints, in standard deviations of pixels: what another machine rounds differently stays
 # far below, what another version draws differently far above.
 TOLERANCE = 0.02
@@ -154,7 +155,7 @@ class About(BaseModel, strict=True):
     network: str
     weights_sha256: str
     seed: PositiveInt
-    views: PositiveInt
+    views: int = Field(ge=1, le=MOST_VIEWS)
     circumstances: dict
 
 
@@ -194,6 +195,22 @@ def read_view(path: Path) -> tuple[Tensor, Tensor]:
     return tuple(found)
 
 
+def read_about(folder: Path) -> dict:
+    """What answers.json holds, as About has it.
+
+    Raises:
+        UsageError: an older version wrote it.
+        RunError: it is damaged.
+    """
+    about = read_json(folder / NAME)
+    if "views" in about and "seed" not in about:
+        raise UsageError(
+            f"the answers in {folder} are an older version's, maybe to the very images that the "
+            "teacher was trained on; ask anew with tools.answers"
+        )
+    return validated(folder / NAME, about, About)
+
+
 class Replay:
     """A teacher whose answers to a few augmented epochs were stored; they are gone through in turn.
 
@@ -209,7 +226,7 @@ class Replay:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.about = validated(folder / NAME, read_json(folder / NAME), About)
+        self.about = read_about(folder)
         files = [view_file(folder, view + 1) for view in range(self.about["views"])]
         missing = [path.name for path in files if not path.is_file()]
         if missing:

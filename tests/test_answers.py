@@ -248,6 +248,7 @@ def test_the_same_command_adds_views_and_keeps_those_that_are_there(ask, folder,
     assert (folder / "view_0002.pt").read_bytes() == kept["view_0002.pt"]  # the same draws again
     status, out, _ = ask("model_2", "--views", 1)
     assert "View 3 of 3: is there" in out
+    assert "They were begun with --views 3, so they get as many" in out
     (folder / "view_0003.pt").write_bytes(b"broken")
     status, out, _ = ask("model_2", "--views", 1)
     assert "is asked for anew" in out
@@ -317,6 +318,12 @@ def other_draws(path: Path) -> None:
     shutil.copy(path.with_name("view_0002.pt"), path)
 
 
+def without_a_seed(path: Path) -> None:
+    about = json.loads(path.read_text())
+    del about["seed"]
+    path.write_text(json.dumps(about))
+
+
 NONE = "does not hold a teacher's answers"
 VIEW, JSON = "view_0001.pt", "answers.json"
 
@@ -349,6 +356,8 @@ VIEW, JSON = "view_0001.pt", "answers.json"
         ("view_0002.pt", Path.unlink, "view_0002.pt is not there"),
         (JSON, said(views=3), "view_0003.pt is not there"),
         (JSON, said(views=0), "answers.json is damaged: views is 0"),
+        (JSON, said(views=10**19), "answers.json is damaged: views is 10"),
+        (JSON, without_a_seed, "are an older version's, maybe to the very images that"),
         (JSON, said(network=["x"]), "answers.json is damaged: network is"),
         (JSON, said(circumstances=5), "answers.json is damaged: circumstances is 5"),
         (JSON, lambda path: path.write_text("{}"), "answers.json is damaged: network"),
@@ -366,6 +375,17 @@ def test_damaged_answers_are_one_line_before_anything_is_trained(
     assert error.count("\n") == 1
     assert words in error
     assert "Epoch" not in out
+
+
+@pytest.mark.parametrize("views", ["five", None, [1], 2.5, -3, 10_000])
+def test_a_damaged_count_of_views_is_one_line_for_the_tool_as_well(folder, ask, views):
+    said(views=views)(folder / JSON)
+    before = (folder / JSON).read_text()
+    status, _, error = ask("model_2", "--views", 3)
+    assert status == 2
+    assert "answers.json is damaged: views is" in error
+    assert error.count("\n") == 1
+    assert (folder / JSON).read_text() == before
 
 
 def test_a_run_with_other_answers_than_it_began_with_is_not_gone_on_with(

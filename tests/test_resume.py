@@ -110,13 +110,15 @@ KINDS = {
     "two workers": ("--loader", "albumentations", "--workers", 2),
     "distilled": ("--set", "teacher={teacher}"),
     "replayed": ("--set", "teacher={teacher}"),
+    "no teacher": ("--set", "teacher="),
 }
 
 
 @pytest.mark.parametrize(
     ("kind", "epoch", "batches"),
     [("default", *place) for place in ((1, 4), (2, 0), (2, 5), (3, 0), (3, 9))]
-    + [("two workers", 2, 5), ("distilled", 2, 5), ("distilled", 3, 0), ("replayed", 3, 5)],
+    + [("two workers", 2, 5), ("distilled", 2, 5), ("distilled", 3, 0), ("replayed", 3, 5)]
+    + [("no teacher", 2, 5)],
 )
 def test_a_resumed_run_ends_with_the_same_weights(
     kind, epoch, batches, network, undisturbed, capsys, tmp_path, monkeypatch

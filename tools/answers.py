@@ -30,7 +30,7 @@ import networks
 import utils
 from parallel import ALONE
 from support import flags, teachers, workers
-from support.files import CheckpointError, read_json, write_file
+from support.files import CheckpointError, write_file
 from support.meter import progress
 from support.settings import InUseError
 
@@ -123,10 +123,13 @@ def work(args: argparse.Namespace) -> None:
         raise InUseError(f"{folder} is in use: another process makes these answers") from None
     with lock:
         there = folder / teachers.NAME
-        views = max(args.views, read_json(there).get("views", 0) if there.is_file() else 0)
+        there_already = teachers.read_about(folder)["views"] if there.is_file() else 0
+        views = max(args.views, there_already)
         write_file(there, json.dumps(about | {"views": views}, indent=2) + "\n")
         print(f"Teacher: {about['network']}\nDevice: {device}, {device.dtype}, {how}")
         print(f"Output: {folder}", flush=True)
+        if views > args.views:
+            print(f"They were begun with --views {views}, so they get as many")
         options = {"shuffle": True, "seed": about["seed"], "workers": num_workers, "team": ALONE}
         loader = utils.make_loader(images, labels, augment, recipe.batch_size, device, **options)
         for view in range(1, views + 1):
@@ -155,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.epilog = "It takes the student's flags; --seed and --no-test change no answers."
     add = parser.add_argument
     add("teachers", nargs="+", metavar="RUN", help="a run's folder, or a name of output/reference")
-    views = cli.whole_number(1, 9999)
+    views = cli.whole_number(1, teachers.MOST_VIEWS)
     add("--views", type=views, default=20, help="augmented epochs that are answered (20)")
     return cli.run(parser, work, arguments)
 
