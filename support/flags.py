@@ -208,8 +208,10 @@ def resumed(folder: Path, stored: dict | None, given: Sequence[str] | None) -> a
 def _as_flag(name: str, value: object) -> list[str]:
     flag = "--" + name.replace("_", "-")
     if name == "set" and isinstance(value, list):
-        from_here = (HERE / entry if key == "teacher" and entry else entry for key, entry in value)
-        return [f"{flag}={key}={entry}" for (key, _), entry in zip(value, from_here, strict=True)]
+        pairs = [
+            (key, HERE / entry if key == "teacher" and entry else entry) for key, entry in value
+        ]
+        return [f"{flag}={key}={entry}" for key, entry in pairs]
     if not isinstance(value, str | int | float | None):
         raise ValueError(f"{name} is {value!r:.60}")
     if name in ("data_dir", "output_dir"):
