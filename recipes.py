@@ -52,7 +52,7 @@ class Recipe:
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     teacher: str = ""  # folder of a run, or of tools.answers: distilled from that network
     teacher_weight: Annotated[float, Field(gt=0, le=1)] = 0.8  # its share in the loss
-    teacher_temperature: Positive = 1.0  # of both softmaxes; above 1: softer
+    teacher_temperature: Annotated[float, Field(ge=0.1, le=100)] = 1.0  # above 1: softer
     dropout: FromZero = 1.0  # factor on the probabilities of the network's dropout layers
     transform: Literal[tuple(utils.TRANSFORMS)] = "standard"
     augment: Annotated[float, Field(ge=0, le=1)] = 0.5  # probability of the transform's steps ...

@@ -68,7 +68,7 @@ REAL = {
     "clip_norm": (0, 1e15, ""),
     "label_smoothing": (0, 1, "high"),
     "teacher_weight": (0, 1, "low"),
-    "teacher_temperature": (0, 1e15, "low"),
+    "teacher_temperature": (0.1, 100, ""),
     "dropout": (0, 1e15, ""),
     "augment": (0, 1, ""),
     "robust": (0, 1, ""),

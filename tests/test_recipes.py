@@ -50,6 +50,8 @@ GOOD = {
         ({"warmup": 1.0}, "warmup is 1.0"),
         ({"teacher": None}, "teacher is None: Input should be a valid string"),
         ({"teacher_weight": 0}, "teacher_weight is 0: Input should be greater than 0"),
+        ({"teacher_temperature": 0.09}, "teacher_temperature is 0.09: Input should be greater"),
+        ({"teacher_temperature": 101}, "teacher_temperature is 101: Input should be less than"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
         ({"target_accuracy": 101}, "target_accuracy is 101"),
         ({"learning_rate": 0.1}, "learning_rate is unknown; known are optimizer, lr, "),
