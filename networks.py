@@ -142,8 +142,9 @@ def load_trained(path: str | Path, model: str | None = None, named: Path | None 
 
 
 def load_teacher(
-    folder: str, student: Path, held_out: int | None, device: Device, dry_run: bool = False
-) -> tuple[Teacher | Replay | None, dict | None]:
+    folder: str, student: Path, held_out: int | None, device: Device, dry_run: bool = False,
+    began: dict | None = None,  # of a run that goes on: what its settings.json says
+) -> tuple[Teacher | Replay | None, dict | None]:  # fmt: skip
     """The network that a recipe's `teacher` names, or its answers, and what settings.json says.
 
     The user has named one model file, the student's: a teacher of the same may be run as well.
@@ -156,7 +157,7 @@ def load_teacher(
         return None, None
     folder = HERE / folder  # as settings.json holds it
     if (folder / ANSWERS).is_file():
-        return (replay := Replay(folder)), replay.describe()
+        return (replay := Replay(folder, began)), replay.describe()
     trained = load_trained(folder, named=student)
     theirs = trained.settings.get("val_split")
     if theirs != held_out:

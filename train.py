@@ -81,7 +81,7 @@ def train(args: argparse.Namespace, arguments: Sequence[str] | None, team: paral
 
     # 3. The model, and what moves it: teacher, criterion, optimizer, schedule.
     known = network.file, args.val_split, device, args.dry_run
-    teacher, taught_by = networks.load_teacher(recipe.teacher, *known)
+    teacher, taught_by = networks.load_teacher(recipe.teacher, *known, before.get("teacher"))
     if teacher is not None:  # stored answers belong to their batches: the sampler gets their seed
         here = data, args.val_split, augment, recipe, num_workers, device, team
         teacher.attend(loader.sampler, teachers.circumstances(*here))

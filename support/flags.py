@@ -142,8 +142,7 @@ def recipe_of(args: argparse.Namespace, network: networks.Network) -> Recipe:
     given = {name: value for name, value in given.items() if value is not None} | dict(args.set)
     try:
         recipe = Recipe.read(asdict(recipe) | given)
-        teacher = stored_path(HERE / recipe.teacher) if recipe.teacher else ""
-        return replace(recipe, teacher=teacher)
+        return replace(recipe, teacher=_teacher(recipe.teacher, HERE / recipe.teacher))
     except ValueError as error:
         raise UsageError(f"recipe: {error}") from None
 
@@ -202,6 +201,9 @@ def resumed(folder: Path, stored: dict | None, given: Sequence[str] | None) -> a
             f"{folder} began with {flag} {value}, and going on cannot change that; leave {flag} "
             "out, or start a new run"
         )
+    teacher = dict(args.set).get("teacher")
+    if teacher and not (HERE / teacher).exists():
+        raise UsageError(f"{folder} learns from {HERE / teacher}, which is gone; put it back")
     return args
 
 
@@ -221,14 +223,21 @@ def _as_flag(name: str, value: object) -> list[str]:
     return [] if value is None or value is False else [f"{flag}={value}"]
 
 
+def _teacher(name: str, *places: str | Path) -> str:
+    """The path from HERE of a teacher in one of the places, or of output/reference."""
+    if not name:
+        return ""
+    places = *places, networks.REFERENCE / name
+    return stored_path(next(filter(os.path.exists, places), HERE / name))
+
+
 def recipe_entry(text: str) -> tuple[str, object]:
     """KEY=VALUE as a key of the recipe and a number or a word; a teacher as its path from HERE."""
     key, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r:.60} is not KEY=VALUE")
     if key == "teacher" and value:
-        places = value, HERE / value, networks.REFERENCE / value
-        return key, stored_path(next(filter(os.path.exists, places), HERE / value))
+        return key, _teacher(value, value, HERE / value)
     try:
         with warnings.catch_warnings(action="ignore"):  # of what only resembles Python
             return key, ast.literal_eval(value)

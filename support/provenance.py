@@ -27,7 +27,7 @@ PACKAGES = (
 def environment() -> dict:
     """What besides the settings a repetition of this run needs: versions, commit, command."""
     return {
-        "command": shlex.join([Path(sys.executable).name, *_program(), *sys.argv[1:]]),
+        "command": command(),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
@@ -37,6 +37,11 @@ def environment() -> dict:
         "git_commit": _git("rev-parse", "HEAD"),
         "git_changes": (_git("status", "--porcelain", "--untracked-files=no") or "").splitlines(),
     }
+
+
+def command() -> str:
+    """What was typed, as one would type it in the repository's folder."""
+    return shlex.join([Path(sys.executable).name, *_program(), *sys.argv[1:]])
 
 
 def processor() -> str:

@@ -149,6 +149,11 @@ def fingerprint(images: Tensor) -> Tensor:
     return images[..., : images.shape[3] // 2].float().mean(dim=(2, 3)).cpu()
 
 
+def same(then: Tensor, now: Tensor) -> bool:
+    """Whether two fingerprints are of the same images."""
+    return then.shape == now.shape and bool((now - then).abs().max() <= TOLERANCE)
+
+
 class About(BaseModel, strict=True):
     """What answers.json holds."""
 
@@ -157,6 +162,7 @@ class About(BaseModel, strict=True):
     seed: PositiveInt
     views: int = Field(ge=1, le=MOST_VIEWS)
     circumstances: dict
+    command: str = ""  # which asked for them; older versions did not note it
 
 
 def view_file(folder: Path, view: int) -> Path:
@@ -218,16 +224,20 @@ class Replay:
 
     Args:
         folder: as tools.answers has written it.
+        began: what a run that goes on was told by `describe`; it keeps to the views of then, though
+            there may be more by now.
 
     Raises:
         UsageError: it is not finished, or damaged.
         CheckpointError: a view is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, began: dict | None = None) -> None:
         self.folder = folder
         self.about = read_about(folder)
-        files = [view_file(folder, view + 1) for view in range(self.about["views"])]
+        views, before = self.about["views"], (began or {}).get("views")
+        views = next((fewer for fewer in range(1, views) if str(fewer) == before), views)
+        files = [view_file(folder, view + 1) for view in range(views)]
         missing = [path.name for path in files if not path.is_file()]
         if missing:
             raise UsageError(
@@ -253,7 +263,9 @@ class Replay:
         Raises:
             UsageError: they are others than those of the answers.
         """
-        then = self.about["circumstances"]
+        then, command = self.about["circumstances"], self.about.get("command", "")
+        asked = f"train as they were asked for{command and f' ({command:.200})'}, or ask anew with "
+        asked += "tools.answers and the flags of this run"
         for key, value in now.items():
             if then.get(key) != value:
                 said = ""
@@ -261,8 +273,7 @@ class Replay:
                     said = f" ({then.get(key)!r:.60} then, {value!r:.60} now)"
                 raise UsageError(
                     f"the answers in {self.folder} were given to other batches: their {key} was "
-                    f"another{said}; train as they were asked for, or ask anew with tools.answers "
-                    "and the flags of this run"
+                    f"another{said}; {'train in one process' if key == 'processes' else asked}"
                 )
         if any(len(answers) != sampler.size for answers, _ in self.views):
             raise UsageError(f"{self.folder} is damaged: it has not an answer for each image")
@@ -277,14 +288,12 @@ class Replay:
         unseen = [first[parts[0]]]
 
         def answer(images: Tensor, labels: Tensor) -> Lesson:
-            if unseen:
-                then, now = unseen.pop(), fingerprint(images)
-                if then.shape != now.shape or (now - then).abs().max() > TOLERANCE:
-                    raise UsageError(
-                        f"the answers in {self.folder} are to other images than these, which this "
-                        "machine or version draws differently; ask anew with tools.answers, and "
-                        "another --output-dir"
-                    )
+            if unseen and not same(unseen.pop(), fingerprint(images)):
+                raise UsageError(
+                    f"the answers in {self.folder} are to other images than these, which this "
+                    "machine or version draws differently; ask anew with tools.answers, and "
+                    "another --output-dir"
+                )
             return Lesson(labels, answers[next(mine)].to(labels.device, torch.float32))
 
         return answer

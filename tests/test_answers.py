@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,9 @@ import cifar10
 import networks
 import train
 import utils
+from errors import UsageError
 from parallel import Team
-from support import teachers
+from support import provenance, teachers
 from tests.conftest import SMALL_NETWORK, call_main, run_in
 from tools import answers, search
 
@@ -225,6 +227,10 @@ def test_albumentations_own_pictures_are_answered_too(ask, learn, tmp_path):
     given = cifar10.load_sample(), None, transform, recipe
     two = teachers.circumstances(*given, 0, device, Team(0, 2))
     assert two["processes"] == 2  # each of which draws its part anew, so they are other batches
+    with pytest.raises(UsageError, match=r"was another \(1 then, 2 now\); train in one process$"):
+        teachers.Replay(folder).attend(
+            utils.BatchSampler(1000, 100, shuffle=True), about | {"processes": 2}
+        )
     assert teachers.circumstances(*given, None, device, Team(0, 2))["processes"] == "any"
 
 
@@ -388,20 +394,141 @@ def test_a_damaged_count_of_views_is_one_line_for_the_tool_as_well(folder, ask, 
     assert (folder / JSON).read_text() == before
 
 
-def test_a_run_with_other_answers_than_it_began_with_is_not_gone_on_with(
+def test_a_run_goes_on_with_the_answers_it_began_with_alone(
     folder, learn, ask, capsys, network, tmp_path
 ):
+    """Views that were added since are none of them; other answers to the same views are refused."""
+    assert learn(folder)[0] == 0
+    run = run_in(tmp_path / "runs")
+    again = ("--resume", run, "--model", network)
+    before = torch.load(run / "weights.pt", weights_only=True)
+    assert ask("model_2", "--views", 3)[0] == 0
+    for name in ("results.json", "weights.pt"):
+        (run / name).unlink()
+    status, _, error = call_main(train.main, capsys, again)
+    assert status == 0, error
+    after = torch.load(run / "weights.pt", weights_only=True)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    (run / "results.json").unlink()
+    for view in (VIEW, "view_0002.pt"):
+        kept = (folder / view).read_bytes()
+        changed(answers=lambda answers: answers.flip(1))(folder / view)
+        status, _, error = call_main(train.main, capsys, again)
+        assert status == 2
+        assert "its teacher is not what it began with (answers_sha256: " in error
+        assert error.count("\n") == 1
+        (folder / view).write_bytes(kept)
+    changed(answers=lambda answers: answers.flip(1))(folder / "view_0003.pt")
+    status, _, error = call_main(train.main, capsys, again)
+    assert status == 0, error
+
+
+def test_a_run_s_third_epoch_is_its_first_view_again_though_there_is_a_third(folder, ask):
+    began = teachers.Replay(folder).describe()
+    assert ask("model_2", "--views", 3)[0] == 0
+    for before, views in ((began, 2), (None, 3), ({"views": "x"}, 3), ({"views": "9"}, 3)):
+        replay = teachers.Replay(folder, before)
+        sampler = utils.BatchSampler(1000, 100, shuffle=True)
+        replay.attend(sampler, {})
+        assert replay.describe()["views"] == str(views)
+        sampler.set_epoch(3)
+        assert sampler.epoch == (1 if views == 2 else 3)
+    assert teachers.Replay(folder, began).describe() == began
+
+
+def test_a_run_whose_teacher_is_gone_says_so(folder, learn, capsys, network, tmp_path):
     assert learn(folder)[0] == 0
     run = run_in(tmp_path / "runs")
     (run / "results.json").unlink()
-    assert ask("model_2", "--views", 3)[0] == 0
+    folder.rename(tmp_path / "elsewhere")
     again = ("--resume", run, "--model", network)
     status, _, error = call_main(train.main, capsys, again)
     assert status == 2
-    assert "its teacher is not what it began with (views: 2 then, 3 now" in error
-    said(views=2)(folder / "answers.json")
-    status, _, error = call_main(train.main, capsys, again)
+    assert error == f"train.py: error: {run} learns from {folder}, which is gone; put it back\n"
+    (tmp_path / "elsewhere").rename(folder)
+    assert call_main(train.main, capsys, again)[0] == 0
+
+
+def test_views_that_are_being_added_leave_the_folder_usable(
+    folder, learn, ask, monkeypatch, tmp_path
+):
+    """Stopped before the last of them; and they count once the command has come to its end."""
+    whole, asked = answers.answer, []
+
+    def stopped(*given: object) -> tuple:
+        asked.append(given)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return whole(*given)
+
+    monkeypatch.setattr(answers, "answer", stopped)
+    assert ask("model_2", "--views", 4)[0] == 130
+    assert len(asked) == 2  # the first two were there; the third was stored, the fourth was not
+    assert (folder / "view_0003.pt").is_file()
+    assert json.loads((folder / JSON).read_text())["views"] == 2
+    status, _, error = learn(folder)
     assert status == 0, error
+    monkeypatch.undo()
+    assert ask("model_2", "--views", 4)[0] == 0
+    assert json.loads((folder / JSON).read_text())["views"] == 4
+    assert len(teachers.Replay(folder).views) == 4
+
+
+def test_the_first_views_of_a_folder_count_from_the_beginning(ask, learn, monkeypatch, tmp_path):
+    """So that the folder of a command that was stopped does not pass for fewer views."""
+
+    def stopped(*given: object) -> tuple:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(answers, "answer", stopped)
+    assert ask("model_2", "--views", 2)[0] == 130
+    status, _, error = learn(only(tmp_path))
+    assert status == 2
+    assert "view_0001.pt is not there; the command of tools.answers that began it" in error
+
+
+@pytest.mark.parametrize(
+    "damage", [other_draws, changed(answers=lambda answers: answers[:-1]), cut]
+)
+def test_a_view_of_other_images_is_asked_for_anew(damage, folder, ask):
+    kept = (folder / VIEW).read_bytes()
+    damage(folder / VIEW)
+    status, out, _ = ask("model_2", "--views", 2)
+    assert status == 0
+    assert out.count("it is asked for anew") == 1
+    assert "View 1 of 2: is there" not in out
+    assert "View 2 of 2: is there" in out
+    assert (folder / VIEW).read_bytes() == kept
+
+
+def test_a_teacher_that_went_astray_is_one_line(ask, tmp_path):
+    run = shutil.copytree(networks.REFERENCE / "model_2", tmp_path / "astray")
+    weights = torch.load(run / "weights.pt", weights_only=True)
+    torch.save(
+        {k: v * float("nan") if v.ndim > 1 else v for k, v in weights.items()}, run / "weights.pt"
+    )
+    status, _, error = ask(run, "--views", 1)
+    assert status == 2
+    assert error.endswith("the teacher's answers are no numbers; its training went astray\n")
+    assert error.count("\n") == 1
+    assert not list(only(tmp_path).glob("view_*"))
+
+
+def test_answers_name_the_command_that_asked_for_them(folder, learn, monkeypatch, network):
+    monkeypatch.setattr(sys, "argv", ["tools.answers", "model_2", "--views", "2"])
+    assert "tools.answers model_2 --views 2" in provenance.command()
+    said(command="python -m tools.answers x --batch-size 100")(folder / JSON)
+    status, _, error = learn(folder, "--batch-size", 50)
+    assert status == 2
+    assert "train as they were asked for (python -m tools.answers x --batch-size 100), or" in error
+    said(command="y" * 5000)(folder / JSON)
+    assert len(learn(folder, "--batch-size", 50)[2]) < 900
+
+
+def test_the_tool_stores_its_command(asked_once):
+    command = json.loads((asked_once / JSON).read_text())["command"]
+    assert "python" in command
+    assert command == provenance.command()
 
 
 @pytest.mark.parametrize(
@@ -468,3 +595,19 @@ def test_a_search_that_could_not_train_is_refused_at_once(
 def test_a_copy_of_the_folder_teaches_as_well(folder, learn, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "elsewhere")
     assert learn(copy)[0] == 0
+
+
+def test_a_recipe_s_teacher_is_known_by_its_name_too(capsys, tmp_path, no_pictures):
+    taught = SMALL_NETWORK.replace("optimizer=", 'teacher="model_2", optimizer=')
+    network = tmp_path / "taught.py"
+    network.write_text(taught)
+    status, _, error = call_main(train.main, capsys, flags(network, tmp_path / "runs"))
+    assert status == 0, error
+    settings = json.loads((run_in(tmp_path / "runs") / "settings.json").read_text())
+    assert settings["recipe"]["teacher"] == "output/reference/model_2"
+    assert settings["teacher"]["network"] == "CNN_Model_2"
+    network.write_text(taught.replace("model_2", "nobody"))
+    status, _, error = call_main(train.main, capsys, flags(network, tmp_path / "runs"))
+    assert status == 2
+    assert "nobody" in error
+    assert error.count("\n") == 1

@@ -8,8 +8,9 @@ Distilling asks the teacher about every augmented image of every epoch, which fo
 longer than the student's own training. Here it is asked about --views epochs, with the flags that
 the student will be trained with, which then goes through their very batches again and again,
 whatever its seed, as Faghri et al. (2023, https://arxiv.org/abs/2303.08983) do at a larger scale.
-The same command goes on where it was stopped, or with more --views adds some; the folder in
-output/answers is named after the student's file and all that the answers depend on.
+The same command goes on where it was stopped, or with more --views adds some, which count once all
+are there; the folder in output/answers is named after the student's file and all that the answers
+depend on.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import cli
 import networks
 import utils
 from parallel import ALONE
-from support import flags, teachers, workers
+from support import flags, provenance, teachers, workers
 from support.files import CheckpointError, write_file
 from support.meter import progress
 from support.settings import InUseError
@@ -82,7 +83,25 @@ def answer(
             first = teachers.fingerprint(images)
         answers[torch.from_numpy(index)] = mean
         right += (mean.argmax(dim=1) == labels.cpu()).sum().item()
+    if not answers.half().isfinite().all():
+        raise cli.UsageError("the teacher's answers are no numbers; its training went astray")
     return answers, first, 100 * right / len(answers)
+
+
+def answered(file: Path, loader: utils.Loader, device: utils.Device) -> bool:
+    """Whether the view that the loader is about to draw lies in the file; says so if it is bad."""
+    if not file.is_file():
+        return False
+    try:
+        answers, first = teachers.read_view(file)
+    except CheckpointError as error:
+        print(f"{error}; it is asked for anew")
+        return False
+    images, _ = device.take(*next(iter(loader)))
+    if len(answers) == loader.sampler.size and teachers.same(first, teachers.fingerprint(images)):
+        return True
+    print(f"{file} answers for other images; it is asked for anew")
+    return False
 
 
 def work(args: argparse.Namespace) -> None:
@@ -122,10 +141,15 @@ def work(args: argparse.Namespace) -> None:
     except filelock.Timeout:
         raise InUseError(f"{folder} is in use: another process makes these answers") from None
     with lock:
-        there = folder / teachers.NAME
-        there_already = teachers.read_about(folder)["views"] if there.is_file() else 0
-        views = max(args.views, there_already)
-        write_file(there, json.dumps(about | {"views": views}, indent=2) + "\n")
+        there, before = folder / teachers.NAME, 0
+        if there.is_file():
+            before = teachers.read_about(folder)["views"]
+        views = max(args.views, before)
+        about |= {"command": provenance.command(), "views": views}
+        # Others are added to whole views: those stay usable until all of them are there.
+        whole = before and all(teachers.view_file(folder, n + 1).is_file() for n in range(before))
+        if views > before and not whole:
+            write_file(there, json.dumps(about, indent=2) + "\n")
         print(f"Teacher: {about['network']}\nDevice: {device}, {device.dtype}, {how}")
         print(f"Output: {folder}", flush=True)
         if views > args.views:
@@ -134,20 +158,19 @@ def work(args: argparse.Namespace) -> None:
         loader = utils.make_loader(images, labels, augment, recipe.batch_size, device, **options)
         for view in range(1, views + 1):
             title, file = f"View {view} of {views}", teachers.view_file(folder, view)
-            if file.is_file():
-                try:
-                    teachers.read_view(file)
-                    print(f"{title}: is there")
-                    continue
-                except CheckpointError as error:
-                    print(f"{error}; it is asked for anew")
             start = time.perf_counter()
             utils.seed_everything(about["seed"], view)
             loader.sampler.set_epoch(view)
+            if answered(file, loader, device):
+                print(f"{title}: is there")
+                continue
+            utils.seed_everything(about["seed"], view)
             answers, first, right = answer(loader, asked, device, title)
             teachers.write_view(folder, view, answers, first)
             seconds = time.perf_counter() - start
             print(f"{title}: {right:.2f} % of the answers are right, {seconds:.1f} s", flush=True)
+        if views > before and whole:
+            write_file(there, json.dumps(about, indent=2) + "\n")
     print(f"Learn from them with: --set {shlex.quote(f'teacher={folder}')}")
 
 
