@@ -41,7 +41,8 @@ def environment() -> dict:
 
 def command() -> str:
     """What was typed, as one would type it in the repository's folder."""
-    return shlex.join([Path(sys.executable).name, *_program(), *sys.argv[1:]])
+    typed = shlex.join([Path(sys.executable).name, *_program(), *sys.argv[1:]])
+    return typed.encode(errors="backslashreplace").decode()  # a path may hold any byte
 
 
 def processor() -> str:

@@ -192,12 +192,16 @@ def read_view(path: Path) -> tuple[Tensor, Tensor]:
             isinstance(each, Tensor)
             and each.layout == torch.strided
             and each.device.type == "cpu"
+            and each.is_contiguous()
+            and not each.requires_grad
             and each.dtype == dtype
             and each.ndim == 2
             and each.shape[1] == columns
             and each.isfinite().all()
         ):
             raise CheckpointError(f"{path} does not hold a teacher's answers")
+    if (found[0] > 0).any():
+        raise CheckpointError(f"{path} does not hold a teacher's answers: no log-probabilities")
     return tuple(found)
 
 
@@ -244,7 +248,11 @@ class Replay:
                 f"{folder} does not hold all answers: {missing[0]} is not there; the command of "
                 "tools.answers that began it goes on"
             )
-        self.views = [read_view(path) for path in files]
+        try:
+            self.views = [read_view(path) for path in files]
+        except CheckpointError as error:
+            again = "the command of tools.answers that began them asks for it anew"
+            raise CheckpointError(f"{error}; {again}") from None
 
     def describe(self) -> dict[str, str]:
         """What settings.json says of it."""

@@ -350,6 +350,9 @@ VIEW, JSON = "view_0001.pt", "answers.json"
         (VIEW, changed(answers=lambda answers: answers.long()), NONE),
         (VIEW, changed(answers=lambda answers: answers.float().log()), NONE),
         (VIEW, changed(answers=lambda answers: answers * torch.inf), NONE),
+        (VIEW, changed(answers=lambda answers: -answers), NONE),
+        (VIEW, changed(answers=lambda answers: answers.requires_grad_()), NONE),
+        (VIEW, changed(answers=lambda answers: answers[:1, :1].expand(10**12, 10)), NONE),
         pytest.param(
             VIEW,
             changed(answers=lambda answers: answers.to_sparse()),
@@ -381,6 +384,7 @@ def test_damaged_answers_are_one_line_before_anything_is_trained(
     assert error.count("\n") == 1
     assert words in error
     assert "Epoch" not in out
+    assert ("asks for it anew" in error) == (words == NONE or "whole checkpoint" in words)
 
 
 @pytest.mark.parametrize("views", ["five", None, [1], 2.5, -3, 10_000])
@@ -487,12 +491,34 @@ def test_the_first_views_of_a_folder_count_from_the_beginning(ask, learn, monkey
     assert "view_0001.pt is not there; the command of tools.answers that began it" in error
 
 
-@pytest.mark.parametrize(
-    "damage", [other_draws, changed(answers=lambda answers: answers[:-1]), cut]
-)
-def test_a_view_of_other_images_is_asked_for_anew(damage, folder, ask):
-    kept = (folder / VIEW).read_bytes()
+def test_a_folder_with_a_gap_counts_all_that_were_asked_for(folder, ask, monkeypatch):
+    """It taught nobody as it was, so that there is nothing to keep usable."""
+
+    def stopped(*given: object) -> tuple:
+        raise KeyboardInterrupt
+
+    (folder / "view_0002.pt").unlink()
+    monkeypatch.setattr(answers, "answer", stopped)
+    assert ask("model_2", "--views", 3)[0] == 130
+    assert json.loads((folder / JSON).read_text())["views"] == 3
+
+
+@pytest.mark.parametrize("damage", [other_draws, changed(answers=lambda answers: answers[:-1])])
+def test_whole_answers_to_other_images_are_kept(damage, folder, ask):
+    """Of another machine or version, whose runs may go on with them."""
     damage(folder / VIEW)
+    kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.name[0] != "."}
+    status, out, error = ask("model_2", "--views", 3)
+    assert status == 2
+    assert "view_0001.pt answers for other images than this machine or version draws" in error
+    assert error.count("\n") == 1
+    assert "View" not in out
+    assert kept == {p.name: p.read_bytes() for p in folder.iterdir() if p.name[0] != "."}
+
+
+def test_a_damaged_view_is_asked_for_anew(folder, ask):
+    kept = (folder / VIEW).read_bytes()
+    cut(folder / VIEW)
     status, out, _ = ask("model_2", "--views", 2)
     assert status == 0
     assert out.count("it is asked for anew") == 1
@@ -523,6 +549,13 @@ def test_answers_name_the_command_that_asked_for_them(folder, learn, monkeypatch
     assert "train as they were asked for (python -m tools.answers x --batch-size 100), or" in error
     said(command="y" * 5000)(folder / JSON)
     assert len(learn(folder, "--batch-size", 50)[2]) < 900
+
+
+def test_a_command_may_hold_any_byte(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tools.answers", "m\udcff", "\u00e4"])
+    command = provenance.command()
+    assert command.encode().decode() == command
+    assert command.endswith("'m\\udcff' '\u00e4'")
 
 
 def test_the_tool_stores_its_command(asked_once):

@@ -89,7 +89,11 @@ def answer(
 
 
 def answered(file: Path, loader: utils.Loader, device: utils.Device) -> bool:
-    """Whether the view that the loader is about to draw lies in the file; says so if it is bad."""
+    """Whether the view that the loader is about to draw lies in the file; says so if it is bad.
+
+    Raises:
+        cli.UsageError: whole answers to other images, which runs may have begun with.
+    """
     if not file.is_file():
         return False
     try:
@@ -100,8 +104,10 @@ def answered(file: Path, loader: utils.Loader, device: utils.Device) -> bool:
     images, _ = device.take(*next(iter(loader)))
     if len(answers) == loader.sampler.size and teachers.same(first, teachers.fingerprint(images)):
         return True
-    print(f"{file} answers for other images; it is asked for anew")
-    return False
+    raise cli.UsageError(
+        f"{file} answers for other images than this machine or version draws; it is kept, so give "
+        "another --output-dir, or remove it and ask again"
+    )
 
 
 def work(args: argparse.Namespace) -> None:
