@@ -294,7 +294,7 @@ def comparison(rows: Sequence[dict], note: str = "") -> bytes:
         text = axes.annotate("", point, (0, 0), textcoords="offset points", **look)
         text.set_in_layout(False)  # else a name that leaves the axes would move them, and all names
         ways = [(7, 5), (7, -5), (-7, 5), (-7, -5)][:: -1 if row in reports else 1]
-        places = [(x, away * y) for away in (1, 3, 5, 7) for x, y in ways]
+        places = [(x, away * y) for away in range(1, 10) for x, y in ways]
         places = [(shape, *place) for shape in shapes for place in places]
         boxes = [_place(text, *place) for place in places]
         here = axes.transData.transform(point)
