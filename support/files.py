@@ -25,7 +25,7 @@ def stored_path(path: str | Path) -> str:
     `HERE / stored_path(path)` is the path again, from whichever folder, and for what lies in the
     repository on whichever machine.
     """
-    path = Path(path).resolve()
+    path = Path(os.path.realpath(path))  # Path.resolve fails where links go in circles
     return path.relative_to(HERE).as_posix() if path.is_relative_to(HERE) else str(path)
 
 

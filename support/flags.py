@@ -142,7 +142,7 @@ def recipe_of(args: argparse.Namespace, network: networks.Network) -> Recipe:
     given = {name: value for name, value in given.items() if value is not None} | dict(args.set)
     try:
         recipe = Recipe.read(asdict(recipe) | given)
-        return replace(recipe, teacher=_teacher(recipe.teacher, HERE / recipe.teacher))
+        return replace(recipe, teacher=teacher_path(recipe.teacher, HERE / recipe.teacher))
     except ValueError as error:
         raise UsageError(f"recipe: {error}") from None
 
@@ -223,8 +223,11 @@ def _as_flag(name: str, value: object) -> list[str]:
     return [] if value is None or value is False else [f"{flag}={value}"]
 
 
-def _teacher(name: str, *places: str | Path) -> str:
-    """The path from HERE of a teacher in one of the places, or of output/reference."""
+def teacher_path(name: str, *places: str | Path) -> str:
+    """The stored_path of a teacher in the first of the places that is there, or output/reference.
+
+    Of one that is nowhere, where the repository's folder would have it; of no name, no path.
+    """
     if not name:
         return ""
     places = *places, networks.REFERENCE / name
@@ -237,7 +240,7 @@ def recipe_entry(text: str) -> tuple[str, object]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r:.60} is not KEY=VALUE")
     if key == "teacher" and value:
-        return key, _teacher(value, value, HERE / value)
+        return key, teacher_path(value, value, HERE / value)
     try:
         with warnings.catch_warnings(action="ignore"):  # of what only resembles Python
             return key, ast.literal_eval(value)

@@ -240,7 +240,8 @@ class Replay:
         self.folder = folder
         self.about = read_about(folder)
         views, before = self.about["views"], (began or {}).get("views")
-        views = next((fewer for fewer in range(1, views) if str(fewer) == before), views)
+        if before in map(str, range(1, views)):
+            views = int(before)
         files = [view_file(folder, view + 1) for view in range(views)]
         missing = [path.name for path in files if not path.is_file()]
         if missing:

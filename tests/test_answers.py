@@ -592,6 +592,15 @@ def test_model_and_epochs_have_to_be_given(capsys, network):
         assert "give --model and --epochs" in error
 
 
+def test_a_link_that_leads_to_itself_is_no_teacher(ask, learn, tmp_path):
+    link = tmp_path / "loop"
+    link.symlink_to(link)
+    for status, _, error in (ask(link), learn(link)):
+        assert status == 2
+        assert "loop is not there; give a run's folder" in error
+        assert error.count("\n") == 1
+
+
 def test_answers_are_no_teacher_of_other_answers(ask, folder):
     status, _, error = ask(folder)
     assert status == 2

@@ -31,7 +31,7 @@ import networks
 import utils
 from parallel import ALONE
 from support import flags, provenance, teachers, workers
-from support.files import CheckpointError, write_file
+from support.files import HERE, CheckpointError, write_file
 from support.meter import progress
 from support.settings import InUseError
 
@@ -50,9 +50,8 @@ def load_teachers(
     """
     found, about = [], {"network": [], "weights_sha256": []}
     for name in names:
-        known = networks.REFERENCE / name
-        folder = Path(name).absolute() if Path(name).exists() or not known.is_dir() else known
-        teacher, told = networks.load_teacher(str(folder), student, held_out, device, dry_run)
+        folder = flags.teacher_path(name, name, HERE / name)
+        teacher, told = networks.load_teacher(folder, student, held_out, device, dry_run)
         if isinstance(teacher, teachers.Replay):
             raise cli.UsageError(f"{name} holds answers; give the run of the network itself")
         found.append(teacher)
